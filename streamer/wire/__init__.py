@@ -1,0 +1,54 @@
+"""Formats: how frames look on a wire, one file each, both directions, no socket and no thread.
+
+A format is a class whose `decode` turns the parts of one message into records and whose `encode` turns a record into
+the parts of one message; `decode(encode(record))` is the identity. Its memory is small: the image sizes of the last
+few series, so that a message cannot ask for more memory than its detector's images need.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from streamer.records import Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+
+Buffer = bytes | bytearray | memoryview
+Kind = Literal["start", "image", "end"]
+
+
+class Scratch(Protocol):
+    """Where decoded images are put: one per worker, emptied before each message (see `compression.Scratch`)."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]: ...
+
+
+class Format(abc.ABC):
+    """One wire format. Decoding may run on several threads at once; a start message is never decoded beside others."""
+
+    name: str
+    default_port: int | None = None
+
+    @abc.abstractmethod
+    def kind(self, parts: Sequence[Buffer]) -> Kind | None:
+        """What the message says it is, from its first bytes in about a microsecond; None if it cannot be told."""
+
+    @abc.abstractmethod
+    def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
+        """Series and number of an image message without touching its pixels. Raises BadFrame."""
+
+    @abc.abstractmethod
+    def decode(
+        self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
+    ) -> list[WireRecord]:
+        """The records in one message: one SeriesStart, or one Frame per channel, or one SeriesEnd.
+
+        parts: the parts of one ZeroMQ message. scratch: where images are decompressed to; None allocates new arrays.
+        Raises BadFrame (with series and number where they could be read); nothing else, whatever the bytes.
+        """
+
+    @abc.abstractmethod
+    def encode(self, record: SeriesStart | SeriesEnd | Sequence[Frame]) -> list[Buffer]:
+        """The parts of one message: a start, an end, or all channels of one frame."""
