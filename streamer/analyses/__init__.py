@@ -18,9 +18,13 @@ from streamer.records import Frame, Reduced, Result, SeriesStart
 
 
 class Analysis(abc.ABC):
-    """One question asked of every frame. `model` is None where physics alone answers it."""
+    """One question asked of every frame. `model` is None where physics alone answers it.
+
+    quantities: the names of the Quantities in its Results, so that a rule can be checked before a frame is there.
+    """
 
     name: str
+    quantities: tuple[str, ...] = ()
     model: Model | None = None
 
     def begin(self, series: SeriesStart) -> None:

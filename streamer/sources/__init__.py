@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from streamer.records import SeriesKey, WireRecord
@@ -35,11 +36,13 @@ class Source(abc.ABC):
 
     url: as the user wrote it. announced_frames: how many will come in all, None if nobody knows (for progress bars).
     is_exclusive: reading takes messages away from other readers (a PUSH socket).
+    counts: what happened to the connection so far, by name ("connected", "disconnected", …).
     """
 
     url: str
     announced_frames: int | None = None
     is_exclusive: bool = False
+    counts: Mapping[str, int] = MappingProxyType({})
 
     @abc.abstractmethod
     def receive(self, timeout_s: float) -> Message | None:

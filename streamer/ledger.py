@@ -1,0 +1,414 @@
+"""The account of every series: each frame is analysed, or lost under a name.
+
+Two sums hold after every call (see `records.WireAccount` and `records.Account`):
+
+    messages  = control + accepted + duplicate + late + stale + unannounced + malformed
+    announced = analysed + before-join + missing + malformed + dropped + late + pending
+
+A series opens with its start, or with its first frame where the start was not seen (`joined_late`). It closes when its
+end was seen and all announced frames came, when `grace_s` passed after the end (frames travel on several connections
+and may be overtaken by it), when a new start replaced it, or when nothing came for `stall_s`; never while a frame of it
+is still being analysed. A frame that comes after a stall opens the account again: an operator may pause for an hour.
+
+Frames of a series nobody has heard of are accepted in an account of their own, beside the open one, unless a started
+series with a higher id is open: then they are leftovers of an aborted one, and stale. A single corrupted series id can
+therefore never displace the series that is running.
+
+Memory is bounded: numbers are kept as ranges, the last few closed series are remembered, the rest is forgotten.
+Times are seconds of a monotonic clock and are given by the caller. Safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import Literal
+
+from streamer.records import Account, SeriesKey, SeriesStart, WireAccount
+
+Verdict = Literal["accepted", "duplicate", "late", "stale", "unannounced", "malformed"]
+
+MOST_OPEN = 8  # a detector has one series open, two for a moment; corrupted ids may open more until they stall
+MOST_CLOSED = 8  # how long a late frame finds its account
+MOST_RANGES = 65_536  # every second frame of 131 072 missing; beyond that numbers are noise, and memory is bounded
+MOST_MALFORMED = 10_000  # malformed numbers that may still be replaced by a good copy
+
+
+class Numbers:
+    """A set of frame numbers as sorted disjoint ranges: a million frames in a row take as much room as one."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+        self.count = 0
+
+    def __contains__(self, number: int) -> bool:
+        place = bisect.bisect_right(self._begins, number) - 1
+        return place >= 0 and number < self._ends[place]
+
+    @property
+    def ranges(self) -> int:
+        return len(self._begins)
+
+    @property
+    def lowest(self) -> int:
+        return self._begins[0]
+
+    @property
+    def highest(self) -> int:
+        return self._ends[-1] - 1
+
+    def add(self, number: int) -> bool:
+        """Returns False if the number was there already."""
+        place = bisect.bisect_right(self._begins, number) - 1
+        if place >= 0 and number < self._ends[place]:
+            return False
+        touches_left = place >= 0 and self._ends[place] == number
+        touches_right = place + 1 < len(self._begins) and self._begins[place + 1] == number + 1
+        if touches_left and touches_right:
+            self._ends[place] = self._ends[place + 1]
+            del self._begins[place + 1], self._ends[place + 1]
+        elif touches_left:
+            self._ends[place] += 1
+        elif touches_right:
+            self._begins[place + 1] -= 1
+        else:
+            self._begins.insert(place + 1, number)
+            self._ends.insert(place + 1, number + 1)
+        self.count += 1
+        return True
+
+
+@dataclass(slots=True)
+class _Series:
+    key: SeriesKey
+    last_heard: float
+    announced: int | None = None
+    joined_late: bool = True
+    seen: Numbers = field(default_factory=Numbers)
+    in_flight: set[int] = field(default_factory=set)
+    bad_numbers: set[int] = field(default_factory=set)
+    analysed: int = 0
+    malformed: int = 0
+    dropped: int = 0
+    late: int = 0
+    duplicate: int = 0
+    out_of_order: int = 0
+    ends_at: float | None = None
+    ending_by: str = ""
+    closed_by: str = ""
+
+    @property
+    def total(self) -> int:
+        """Announced frames; where the detector gave no number, or sent more, as many as were seen."""
+        seen = self.seen.highest + 1 if self.seen.count else 0
+        return max(self.announced or 0, seen)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.announced is not None and self.seen.count >= self.total
+
+    def announces(self, number: int) -> bool:
+        return self.announced is None or number < self.total
+
+    def account(self) -> Account:
+        first = self.seen.lowest if self.joined_late and self.seen.count else 0
+        reached = self.total if self.closed_by else (self.seen.highest + 1 if self.seen.count else 0)
+        return Account(
+            series=self.key,
+            announced=self.total,
+            is_announced=self.announced is not None and self.announced == self.total,
+            received=self.seen.count,
+            decoded=self.analysed + len(self.in_flight),
+            analysed=self.analysed,
+            before_join=first,
+            missing=reached - first - self.seen.count,
+            malformed=self.malformed,
+            dropped=self.dropped,
+            late=self.late,
+            pending=len(self.in_flight) + self.total - reached,
+            duplicate=self.duplicate,
+            out_of_order=self.out_of_order,
+            joined_late=self.joined_late,
+            closed_by=self.closed_by,
+        )
+
+
+class Ledger:
+    """Tells of every frame whether it counts, and of every series what became of its frames.
+
+    grace_s: how long frames may come after their series' end. stall_s: silence after which a series counts as over.
+    """
+
+    def __init__(self, *, grace_s: float = 2.0, stall_s: float = 30.0) -> None:
+        self.grace_s = grace_s
+        self.stall_s = stall_s
+        self._open: OrderedDict[SeriesKey, _Series] = OrderedDict()
+        self._closed: OrderedDict[SeriesKey, _Series] = OrderedDict()
+        self._to_report: list[Account] = []
+        self._wire: Counter[str] = Counter()
+        self._malformed: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    # What came over the wire: exactly one of these per message.
+
+    def start(self, start: SeriesStart, now: float) -> None:
+        """A series was announced. Other open series get the grace window, then close as replaced."""
+        with self._lock:
+            self._count("control")
+            series = self._find(self._open, start.series)
+            if series is not None and not series.joined_late and series.seen.count:
+                self._close(series, "new start")
+                series = None
+            for other in list(self._open.values()):
+                if other is not series and other.ends_at is None:
+                    self._let_end(other, now, "new start")
+            if series is None:
+                series = self._opened(start.series, now)
+            series.announced = start.images
+            series.joined_late = False
+            series.ending_by, series.ends_at = "", None
+            series.last_heard = now
+            self._settle(now)
+
+    def end(self, key: SeriesKey, now: float) -> None:
+        """The detector says the series is over; a second end, or one of an unknown series, changes nothing."""
+        with self._lock:
+            self._count("control")
+            series = self._find(self._open, key)
+            if series is not None and series.ending_by != "end":
+                self._let_end(series, now, "end")
+            self._settle(now)
+
+    def control(self) -> None:
+        """Any other message that carries no image."""
+        with self._lock:
+            self._count("control")
+
+    def frame(self, key: SeriesKey, number: int, now: float) -> Verdict:
+        """A frame was decoded. Only an "accepted" one goes on, and must be followed by `analysed` or `unusable`."""
+        with self._lock:
+            return self._receive(key, number, now)
+
+    def dropped(self, key: SeriesKey, number: int, now: float) -> Verdict:
+        """A full queue gave up an undecoded frame whose number is known."""
+        with self._lock:
+            verdict = self._receive(key, number, now)
+            if verdict == "accepted":
+                self._finish(key, number, "dropped")
+                self._settle(now)
+            return verdict
+
+    def malformed(self, reason: str, key: SeriesKey | None, number: int | None, now: float) -> None:
+        """A message that cannot be used. Its series hears of it where its number could be read."""
+        with self._lock:
+            self._wire["messages"] += 1
+            self._malformed[reason] += 1
+            series = self._find(self._open, key) if key is not None else None
+            if series is None or number is None or number < 0:
+                return
+            series.last_heard = now
+            if not series.announces(number):
+                return
+            if series.seen.ranges >= MOST_RANGES or not series.seen.add(number):
+                return
+            series.malformed += 1
+            if len(series.bad_numbers) < MOST_MALFORMED:
+                series.bad_numbers.add(number)
+            self._settle(now)
+
+    # What became of an accepted frame: exactly one of these each.
+
+    def analysed(self, key: SeriesKey, number: int, now: float) -> None:
+        """The frame's results are decided."""
+        self._finished(key, number, "analysed", now)
+
+    def unusable(self, key: SeriesKey, number: int, now: float) -> None:
+        """The frame turned out malformed after it was accepted."""
+        self._finished(key, number, "malformed", now)
+
+    def given_up(self, key: SeriesKey, number: int, now: float) -> None:
+        """The frame was accepted and then given up, because the stream was stopped before its turn."""
+        self._finished(key, number, "dropped", now)
+
+    # Time passes.
+
+    def tick(self, now: float) -> list[Account]:
+        """Close what is over. Returns every account that closed since the last call, oldest first."""
+        with self._lock:
+            for series in list(self._open.values()):
+                if series.ends_at is None and now - series.last_heard >= self.stall_s:
+                    self._let_end(series, now - self.grace_s, "stall")
+            self._settle(now)
+            closed, self._to_report = self._to_report, []
+            return closed
+
+    def close(self, now: float) -> list[Account]:
+        """The stream is stopped: every series closes, frames still on the way count as dropped."""
+        with self._lock:
+            for series in list(self._open.values()):
+                self._close(series, series.ending_by or "stop")
+        return self.tick(now)
+
+    # How it stands.
+
+    def wire(self) -> WireAccount:
+        """The account of messages."""
+        with self._lock:
+            return WireAccount(
+                messages=self._wire["messages"],
+                control=self._wire["control"],
+                accepted=self._wire["accepted"],
+                duplicate=self._wire["duplicate"],
+                late=self._wire["late"],
+                stale=self._wire["stale"],
+                unannounced=self._wire["unannounced"],
+                malformed=dict(self._malformed),
+                out_of_order=self._wire["out_of_order"],
+            )
+
+    def accounts(self) -> list[Account]:
+        """The accounts still known: closed ones first, each group oldest first."""
+        with self._lock:
+            return [series.account() for group in (self._closed, self._open) for series in group.values()]
+
+    def current(self) -> Account | None:
+        """The account of the series heard of last, open or closed."""
+        with self._lock:
+            known = [*self._closed.values(), *self._open.values()]
+            return max(reversed(known), key=lambda series: series.last_heard).account() if known else None
+
+    def has_open_series(self) -> bool:
+        """Whether frames are still expected."""
+        with self._lock:
+            return any(series.ends_at is None for series in self._open.values())
+
+    # Everything below is called with the lock held.
+
+    def _count(self, outcome: Verdict | Literal["control"]) -> None:
+        self._wire["messages"] += 1
+        self._wire[outcome] += 1
+
+    def _receive(self, key: SeriesKey, number: int, now: float) -> Verdict:
+        verdict = self._judge(key, number, now)
+        if verdict == "malformed":
+            self._wire["messages"] += 1
+            self._malformed["number"] += 1
+        else:
+            self._count(verdict)
+        return verdict
+
+    def _judge(self, key: SeriesKey, number: int, now: float) -> Verdict:
+        if number < 0:
+            return "malformed"
+        series = self._find(self._open, key)
+        if series is None:
+            closed = self._find(self._closed, key)
+            if closed is not None and closed.closed_by != "stall":
+                return self._judge_closed(closed, number)
+            if closed is not None:
+                series = self._opened_again(closed)
+            elif self._is_leftover(key):
+                return "stale"
+            else:
+                series = self._opened(key, now)
+        series.last_heard = now
+        if series.ending_by == "stall":
+            series.ending_by, series.ends_at = "", None
+        if not series.announces(number):
+            return "unannounced"
+        if series.seen.ranges >= MOST_RANGES and number not in series.seen:
+            return "malformed"
+        return self._enter(series, number)
+
+    def _judge_closed(self, series: _Series, number: int) -> Verdict:
+        if number in series.seen:
+            series.duplicate += 1
+            return "duplicate"
+        if series.closed_by == "new start":
+            return "stale"
+        if not series.announces(number):
+            return "unannounced"
+        if series.seen.ranges >= MOST_RANGES:
+            return "malformed"
+        series.seen.add(number)
+        series.late += 1
+        return "late"
+
+    def _enter(self, series: _Series, number: int) -> Verdict:
+        overtaken = bool(series.seen.count) and number < series.seen.highest
+        if not series.seen.add(number):
+            if number not in series.bad_numbers:
+                series.duplicate += 1
+                return "duplicate"
+            series.bad_numbers.discard(number)
+            series.malformed -= 1
+        elif overtaken:
+            series.out_of_order += 1
+            self._wire["out_of_order"] += 1
+        series.in_flight.add(number)
+        return "accepted"
+
+    def _is_leftover(self, key: SeriesKey) -> bool:
+        started = [series.key.number for series in self._open.values() if not series.joined_late]
+        return any(key.number < number for number in started)
+
+    def _find(self, group: OrderedDict[SeriesKey, _Series], key: SeriesKey) -> _Series | None:
+        if key in group or key.unique:
+            return group.get(key)
+        return next((series for known, series in reversed(group.items()) if known.number == key.number), None)
+
+    def _opened(self, key: SeriesKey, now: float) -> _Series:
+        self._closed.pop(key, None)
+        if len(self._open) >= MOST_OPEN:
+            self._close(min(self._open.values(), key=lambda series: series.last_heard), "stall")
+        series = self._open[key] = _Series(key, last_heard=now)
+        return series
+
+    def _opened_again(self, series: _Series) -> _Series:
+        del self._closed[series.key]
+        series.closed_by = series.ending_by = ""
+        series.ends_at = None
+        self._open[series.key] = series
+        return series
+
+    def _let_end(self, series: _Series, now: float, by: str) -> None:
+        series.ending_by = by
+        series.ends_at = now + self.grace_s
+
+    def _settle(self, now: float) -> None:
+        for series in list(self._open.values()):
+            if series.ends_at is None or series.in_flight:
+                continue
+            if now >= series.ends_at or series.is_complete:
+                self._close(series, series.ending_by)
+
+    def _close(self, series: _Series, by: str) -> None:
+        for number in sorted(series.in_flight):
+            self._finish(series.key, number, "dropped")
+        series.closed_by = by
+        del self._open[series.key]
+        self._closed[series.key] = series
+        self._closed.move_to_end(series.key)
+        while len(self._closed) > MOST_CLOSED:
+            self._closed.popitem(last=False)
+        self._to_report.append(series.account())
+
+    def _finished(self, key: SeriesKey, number: int, outcome: str, now: float) -> None:
+        with self._lock:
+            self._finish(key, number, outcome)
+            self._settle(now)
+
+    def _finish(self, key: SeriesKey, number: int, outcome: str) -> None:
+        series = self._find(self._open, key)
+        if series is None or number not in series.in_flight:
+            return
+        series.in_flight.discard(number)
+        if outcome == "analysed":
+            series.analysed += 1
+        elif outcome == "malformed":
+            series.malformed += 1
+        else:
+            series.dropped += 1

@@ -1,0 +1,207 @@
+"""Bounded queues: back-pressure or counted loss, batches, statistics. The only way from one thread to another.
+
+The failure first: an unbounded queue hides a stage that is too slow until the machine runs out of memory, and then
+everything is lost at once. So every queue has a size, says what happens when it is full, and measures itself.
+
+`Queue` carries anything. `WorkQueue` is a queue whose *barriers* run alone: a worker gets a barrier only when all that
+was taken before it is finished, and nothing behind it is handed out until the barrier itself is finished.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from streamer.records import BadInput
+
+T = TypeVar("T")
+
+
+class Closed(Exception):
+    """The queue is closed and, for a taker, empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """depth: items waiting. size: the most that may wait. nbytes: bytes waiting. passed: items taken so far.
+
+    waited_s: how long givers stood still because the queue was full. highest: the deepest it ever was.
+    """
+
+    depth: int
+    size: int
+    nbytes: int
+    passed: int
+    waited_s: float
+    highest: int
+
+
+class Queue(Generic[T]):
+    """First in, first out, bounded by number and by bytes.
+
+    size: items at most. max_bytes: bytes at most, by the `nbytes` given with each item; one item is always let in, so
+    that an item larger than max_bytes passes alone.
+    """
+
+    def __init__(self, size: int, *, max_bytes: int | None = None) -> None:
+        if size < 1:
+            raise BadInput(f"queue: size is {size}, expected at least 1")
+        self.size = size
+        self.max_bytes = max_bytes
+        self._items: deque[tuple[T, int]] = deque()
+        self._condition = threading.Condition()
+        self._nbytes = 0
+        self._passed = 0
+        self._highest = 0
+        self._waited_s = 0.0
+        self._closed = False
+
+    def put(self, item: T, nbytes: int = 0, *, timeout_s: float | None = None) -> bool:
+        """Add an item, waiting while the queue is full. Returns False if timeout_s passed first. Raises Closed."""
+        with self._condition:
+            if not self._has_room(nbytes):
+                began = time.monotonic()
+                fits = self._condition.wait_for(lambda: self._closed or self._has_room(nbytes), timeout_s)
+                self._waited_s += time.monotonic() - began
+                if not fits:
+                    return False
+            if self._closed:
+                raise Closed
+            self._append(item, nbytes)
+            return True
+
+    def put_evicting(self, item: T, nbytes: int = 0, *, may_go: Callable[[T], bool] = lambda _: True) -> list[T]:
+        """Add an item without waiting: the oldest items that `may_go` make room and are returned, oldest first.
+
+        Where nothing may go the queue grows past its size: what must not be lost is rare by construction.
+        """
+        evicted: list[T] = []
+        with self._condition:
+            if self._closed:
+                raise Closed
+            while not self._has_room(nbytes):
+                place = next((i for i, (held, _) in enumerate(self._items) if may_go(held)), None)
+                if place is None:
+                    break
+                held, held_bytes = self._items[place]
+                del self._items[place]
+                self._nbytes -= held_bytes
+                evicted.append(held)
+            self._append(item, nbytes)
+        return evicted
+
+    def take(self, timeout_s: float | None = None) -> T | None:
+        """The oldest item, or None after timeout_s. Raises Closed once the queue is closed and empty."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: bool(self._items) or self._closed, timeout_s):
+                return None
+            if not self._items:
+                raise Closed
+            return self._pop()
+
+    def take_batch(self, most: int, max_wait_s: float, *, timeout_s: float | None = None) -> list[T]:
+        """What is there, at most `most` items: the first is waited for up to timeout_s, the others up to max_wait_s.
+
+        Returns [] after timeout_s. Raises Closed once the queue is closed and empty.
+        """
+        first = self.take(timeout_s)
+        if first is None:
+            return []
+        batch = [first]
+        deadline = time.monotonic() + max_wait_s
+        with self._condition:
+            while len(batch) < most:
+                if not self._items:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or self._closed or not self._condition.wait_for(lambda: bool(self._items), left):
+                        break
+                batch.append(self._pop())
+        return batch
+
+    def close(self) -> None:
+        """No more items: givers get Closed at once, takers when the last item is gone."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    def clear(self) -> list[T]:
+        """Take everything that waits."""
+        with self._condition:
+            items = [item for item, _ in self._items]
+            self._items.clear()
+            self._nbytes = 0
+            self._condition.notify_all()
+            return items
+
+    def statistics(self) -> QueueStatistics:
+        """How the queue is doing."""
+        with self._condition:
+            return QueueStatistics(
+                depth=len(self._items),
+                size=self.size,
+                nbytes=self._nbytes,
+                passed=self._passed,
+                waited_s=self._waited_s,
+                highest=self._highest,
+            )
+
+    def _has_room(self, nbytes: int) -> bool:
+        if not self._items:
+            return True
+        fits = self.max_bytes is None or self._nbytes + nbytes <= self.max_bytes
+        return fits and len(self._items) < self.size
+
+    def _append(self, item: T, nbytes: int) -> None:
+        self._items.append((item, nbytes))
+        self._nbytes += nbytes
+        self._highest = max(self._highest, len(self._items))
+        self._condition.notify_all()
+
+    def _pop(self) -> T:
+        item, nbytes = self._items.popleft()
+        self._nbytes -= nbytes
+        self._passed += 1
+        self._condition.notify_all()
+        return item
+
+
+class WorkQueue(Queue[T]):
+    """A queue for several workers whose barriers run alone and in order.
+
+    is_barrier: tells which items are barriers. A worker calls `done` after every item it took.
+    """
+
+    def __init__(self, size: int, *, is_barrier: Callable[[T], bool], max_bytes: int | None = None) -> None:
+        super().__init__(size, max_bytes=max_bytes)
+        self._is_barrier = is_barrier
+        self._running = 0
+        self._alone = False
+
+    def take(self, timeout_s: float | None = None) -> T | None:
+        """The oldest item that may be worked on now, or None after timeout_s. Raises Closed when closed and empty."""
+        with self._condition:
+            ready = self._condition.wait_for(lambda: self._may_start() or (self._closed and not self._items), timeout_s)
+            if not ready:
+                return None
+            if not self._items:
+                raise Closed
+            item = self._pop()
+            self._running += 1
+            self._alone = self._is_barrier(item)
+            return item
+
+    def done(self) -> None:
+        """The item taken by the calling worker is finished."""
+        with self._condition:
+            self._running -= 1
+            self._alone = False
+            self._condition.notify_all()
+
+    def _may_start(self) -> bool:
+        if not self._items or self._alone:
+            return False
+        return self._running == 0 or not self._is_barrier(self._items[0][0])
