@@ -354,7 +354,7 @@ class Account:
 class Status:
     """How the stream is doing: published once a second and at the end.
 
-    state: "starting", "waiting" (for a first message), "running", "stalled", "stopping" or "stopped".
+    state: "starting", "waiting" (for a first message), "running", "stalled" or "stopped".
     is_ready: models are loaded and warm and the source is open.
     latency_ms: percentile name ("p50", "p99", "max") → milliseconds from socket to decision over the last frames.
     queues: queue name → {"depth", "size", "dropped"}. stages: stage name → mean milliseconds per frame lately.

@@ -1,0 +1,135 @@
+"""One output, its queue and its thread. What the output cannot take now is offered again, later and later."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+import structlog
+
+from streamer.metrics import Metrics
+from streamer.pipeline.line import POLL_S
+from streamer.pipeline.neighbours import Output
+from streamer.queues import Closed, Queue
+from streamer.records import Alarm, OutputDown, Result, Status
+
+log = structlog.get_logger("streamer.output")
+
+BACK_OFF_S = (0.1, 10.0)  # first and longest pause between two attempts at an output that is down
+
+Publication = Result | Alarm | Status
+
+
+class Publisher:
+    """Hands results, alarms and the status to one output on a thread of its own.
+
+    trouble: "" while the output is up, else what is wrong. failure: an error that is not the output's to have.
+    Results (and the status, of which a newer one follows) make room in a full queue; alarms are never dropped.
+    """
+
+    def __init__(self, output: Output, metrics: Metrics, *, size: int = 1024) -> None:
+        self.output = output
+        self.trouble = ""
+        self.failure: BaseException | None = None
+        self._metrics = metrics
+        self._queue: Queue[Publication] = Queue(size)
+        self._hurry = threading.Event()
+        self._is_open = False
+        self._thread = threading.Thread(target=self._run, name=f"output-{output.name}", daemon=True)
+
+    def start(self) -> None:
+        """Open the output and begin to write."""
+        self._thread.start()
+
+    def publish(self, item: Publication) -> None:
+        """Hand over; waits only for an output that asks the stream to wait for it."""
+        with suppress(Closed):
+            if self.output.when_full == "wait" and isinstance(item, Result):
+                while not self._queue.put(item, timeout_s=POLL_S) and not self._hurry.is_set():
+                    pass
+            else:
+                self._count_lost(self._queue.put_evicting(item, may_go=lambda held: not isinstance(held, Alarm)))
+
+    def close(self) -> None:
+        """No more: the thread writes what waits and ends."""
+        self._queue.close()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread; what it has not written by then is dropped and counted."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self.give_up()
+            self._thread.join(1.0)
+
+    def give_up(self) -> None:
+        """Stop waiting for the output: everything still to be written is dropped and counted."""
+        self._hurry.set()
+        self._count_lost(self._queue.clear())
+
+    def statistics(self) -> dict[str, int]:
+        """How full the queue is."""
+        now = self._queue.statistics()
+        return {"depth": now.depth, "size": now.size}
+
+    def _count_lost(self, items: list[Publication]) -> None:
+        lost = sum(isinstance(item, Result) for item in items)
+        if lost:
+            self._metrics.output_dropped(self.output.name, lost)
+
+    def _run(self) -> None:
+        try:
+            self._insist(None)
+            while True:
+                item = self._queue.take(timeout_s=POLL_S)
+                if item is not None:
+                    self._insist(item)
+        except Closed:
+            pass
+        except Exception as error:
+            log.exception("output failed", output=self.output.name)
+            self.failure = error
+        finally:
+            if self._is_open:
+                with suppress(OutputDown):
+                    self.output.close()
+
+    def _insist(self, item: Publication | None) -> None:
+        pause = BACK_OFF_S[0]
+        while not self._hurry.is_set():
+            try:
+                self._offer(item)
+            except OutputDown as down:
+                self._is_down(str(down))
+                self._hurry.wait(pause)
+                pause = min(2 * pause, BACK_OFF_S[1])
+            else:
+                self._is_up()
+                return
+        self._count_lost([] if item is None else [item])
+
+    def _offer(self, item: Publication | None) -> None:
+        if not self._is_open:
+            self.output.open(self._metrics)
+            self._is_open = True
+        match item:
+            case Result():
+                self.output.write(item)
+            case Alarm():
+                self.output.alarm(item)
+            case Status():
+                self.output.status(item)
+
+    def _is_down(self, reason: str) -> None:
+        if self.trouble:
+            self._metrics.output_retried(self.output.name)
+        else:
+            self._metrics.output_failed(self.output.name)
+            self._metrics.output_up(self.output.name, False)
+            log.error("output is down, trying again", output=self.output.name, reason=reason)
+        self.trouble = reason
+
+    def _is_up(self) -> None:
+        if self.trouble:
+            log.info("output is up again", output=self.output.name)
+            self.trouble = ""
+        self._metrics.output_up(self.output.name, True)

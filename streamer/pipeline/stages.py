@@ -1,0 +1,419 @@
+"""The pipeline itself: five stages, each a method that runs on its own thread, and how they start, stop and end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from streamer.compression import Scratch
+from streamer.ledger import Ledger
+from streamer.metrics import Metrics
+from streamer.pipeline.line import ORDER_SIZE, POLL_S, Answer, GivenUp, Limits, Outcome, Slot
+from streamer.pipeline.neighbours import Analysis, Decider, Message, Output, Source
+from streamer.pipeline.publisher import Publisher
+from streamer.pipeline.timing import Timing
+from streamer.pipeline.watch import Watch
+from streamer.queues import Closed, Queue, WorkQueue
+from streamer.records import (
+    BadFrame,
+    BadInput,
+    BadModel,
+    Frame,
+    Reduced,
+    SeriesEnd,
+    SeriesStart,
+    Status,
+    WireRecord,
+)
+
+log = structlog.get_logger("streamer.pipeline")
+
+ModelOutputs = Mapping[str, NDArray[Any]] | None
+Quarantine = Callable[[BadFrame, Sequence[Any]], None]
+
+
+class Pipeline:
+    """One source, its analyses, rules and outputs, and the threads between them.
+
+    quarantine: called from a worker with the error and the parts of every message that cannot be used.
+    Use: `start()`, then `join()`; `stop()` from anywhere, also from a signal handler.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        analyses: Sequence[Analysis],
+        decider: Decider,
+        outputs: Sequence[Output],
+        *,
+        ledger: Ledger | None = None,
+        metrics: Metrics | None = None,
+        limits: Limits | None = None,
+        quarantine: Quarantine | None = None,
+        wall_time: Callable[[], float] = time.time,
+    ) -> None:
+        self.source = source
+        self.analyses = list(analyses)
+        self.decider = decider
+        self.ledger = ledger or Ledger()
+        self.metrics = metrics or Metrics()
+        self.limits = limits or Limits()
+        self.timing = Timing()
+        self._quarantine = quarantine
+        self._wall_time = wall_time
+        self._publishers = [Publisher(output, self.metrics) for output in outputs]
+        self._watch = Watch(
+            source, self.analyses, decider, self._publishers, self.ledger, self.metrics, self.timing, wall_time
+        )
+        self._work: WorkQueue[Slot] = WorkQueue(
+            self.limits.queue_frames, is_barrier=lambda slot: not slot.is_image, max_bytes=self.limits.queue_bytes
+        )
+        self._order: Queue[Slot] = Queue(ORDER_SIZE)
+        self._decisions: Queue[tuple[Answer, Sequence[ModelOutputs]] | None] = Queue(256)
+        self._watch.queues(work=self._work, order=self._order, decisions=self._decisions)
+        self._unfit: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        self._last_status: Status | None = None
+        self._intake = self._thread("receive", self._receive)
+        self._stages = [
+            *(self._thread(f"worker-{i}", self._decode_and_reduce) for i in range(self.limits.workers)),
+            self._thread("infer", self._infer),
+            self._thread("decide", self._decide),
+        ]
+
+    def start(self) -> None:
+        """Start every thread. Models are expected to be loaded and warm."""
+        self._watch.state = "waiting"
+        self.timing.take_rate(time.monotonic())
+        for publisher in self._publishers:
+            publisher.start()
+        for thread in [*self._stages, self._intake]:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop the intake. What was received is still analysed, for at most `drain_s`."""
+        self._stopping.set()
+
+    def join(self) -> Status:
+        """Wait until the source is exhausted, or `stop` was called, and everything is drained and flushed.
+
+        Returns the last status. Raises what made the pipeline close, if it did not close by itself.
+        """
+        self._wait_for(self._intake, None)
+        drained_by = time.monotonic() + self.limits.drain_s
+        for thread in self._stages:
+            self._wait_for(thread, drained_by)
+        if self.is_running:
+            self._give_up_what_waits()
+        status = self.wind_up()
+        for publisher in self._publishers:
+            publisher.join(max(1.0, drained_by - time.monotonic()))
+        self.source.close()
+        if self._failure is not None:
+            raise self._failure
+        return status
+
+    @property
+    def is_running(self) -> bool:
+        """Whether frames are still on their way."""
+        return self._intake.is_alive() or any(thread.is_alive() for thread in self._stages)
+
+    def wind_up(self) -> Status:
+        """Close the accounts and tell the outputs that nothing more comes; for when nothing is running any more."""
+        if self._last_status is None:
+            self._last_status = self._watch.last_look(time.monotonic())
+            for publisher in self._publishers:
+                publisher.close()
+        return self._last_status
+
+    def status(self) -> Status:
+        """How the stream is doing now."""
+        return self._watch.status()
+
+    # Receiving: one thread, touches no pixel.
+
+    def _receive(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                message = self.source.receive(POLL_S)
+                if message is not None:
+                    self._line_up(message)
+        except (EOFError, Closed):
+            pass
+        finally:
+            self._work.close()
+            self._order.close()
+
+    def _line_up(self, message: Message) -> None:
+        self._watch.message_received(time.monotonic())
+        self.metrics.received()
+        slot = Slot(message, message.kind, message.received_ns)
+        self._order.put(slot)
+        if self.limits.when_behind == "wait":
+            self._work.put(slot, message.nbytes)
+        else:
+            for oldest in self._work.put_evicting(slot, message.nbytes, may_go=lambda one: one.is_image):
+                self._give_up(oldest)
+
+    def _give_up(self, slot: Slot) -> None:
+        try:
+            slot.finish(GivenUp(*self.source.identify(slot.message)))
+        except BadFrame as bad:
+            slot.finish(bad)
+
+    # Decoding and reducing: N threads.
+
+    def _decode_and_reduce(self) -> None:
+        scratch = Scratch()
+        with suppress(Closed):
+            while True:
+                slot = self._work.take(POLL_S)
+                if slot is None:
+                    continue
+                try:
+                    slot.finish(self._worked_off(slot, scratch))
+                finally:
+                    self._work.done()
+
+    def _worked_off(self, slot: Slot, scratch: Scratch) -> Outcome:
+        message: Message | None = slot.message
+        if message is None:
+            return slot.outcome
+        began = time.perf_counter()
+        try:
+            scratch.reset()
+            records = self.source.decode(message, scratch=scratch)
+            decoded = time.perf_counter()
+            self._took("decode", decoded - began)
+            outcome = self._reduced(records, slot.received_ns)
+            self._took("reduce", time.perf_counter() - decoded)
+        except BadFrame as bad:
+            if self._quarantine is not None:
+                self._quarantine(bad, message.parts)
+            return bad
+        return outcome
+
+    def _reduced(self, records: Sequence[WireRecord], received_ns: int) -> Outcome:
+        match records:
+            case [SeriesStart() as start]:
+                self._begin(start)
+                return start
+            case [SeriesEnd() as end]:
+                return end
+            case [Frame() as first, *_]:
+                frames = [record for record in records if isinstance(record, Frame)]
+                return Answer(first.series, first.number, received_ns, self._all_reduced(frames))
+        return None
+
+    def _begin(self, start: SeriesStart) -> None:
+        for analysis in self.analyses:
+            self._unfit.pop(analysis.name, None)
+            try:
+                analysis.begin(start)
+            except (BadInput, BadModel) as misfit:
+                self._unfit[analysis.name] = str(misfit)
+                log.error("series does not fit", analysis=analysis.name, series=str(start.series), reason=str(misfit))
+
+    def _all_reduced(self, frames: Sequence[Frame]) -> list[tuple[Analysis, Reduced]]:
+        """What every analysis makes of a frame's channels; one that cannot use it does not hold up the others."""
+        reduced: list[tuple[Analysis, Reduced]] = []
+        trouble: BadFrame | None = None
+        for analysis in self.analyses:
+            for frame in filter(analysis.accepts, frames):
+                try:
+                    reduced.append((analysis, self._reduced_by(analysis, frame)))
+                except BadFrame as bad:
+                    trouble = trouble or bad
+        if trouble is not None and not reduced:
+            first = frames[0]
+            raise BadFrame(trouble.reason, str(trouble), series=first.series, number=first.number) from trouble
+        return reduced
+
+    def _reduced_by(self, analysis: Analysis, frame: Frame) -> Reduced:
+        if analysis.name in self._unfit:
+            raise BadFrame("geometry", self._unfit[analysis.name])
+        return analysis.reduce(frame)
+
+    # Asking the models: one thread, in the order of arrival.
+
+    def _infer(self) -> None:
+        held: Slot | None = None
+        try:
+            while True:
+                batch, held = self._next_batch(held)
+                answers: list[Answer] = []
+                for slot in batch:
+                    self._enter(slot, answers)
+                self._ask_models(answers)
+        except Closed:
+            pass
+        finally:
+            self._decisions.close()
+
+    def _next_batch(self, held: Slot | None) -> tuple[list[Slot], Slot | None]:
+        """Slots that are worked off, oldest first; and the one after them, if it was taken but is not."""
+        first = held
+        while first is None:
+            first = self._order.take(POLL_S)
+        while not first.done.wait(POLL_S):
+            if self._failure is not None:
+                raise Closed
+        batch = [first]
+        deadline = time.monotonic() + self.limits.max_wait_s
+        with suppress(Closed):
+            while len(batch) < self.limits.max_batch:
+                following = self._order.take(max(0.0, deadline - time.monotonic()))
+                if following is None:
+                    break
+                if not following.done.wait(max(0.0, deadline - time.monotonic())):
+                    return batch, following
+                batch.append(following)
+        return batch, None
+
+    def _enter(self, slot: Slot, answers: list[Answer]) -> None:
+        """Enter one message into the account; a frame that counts joins the answers."""
+        now = time.monotonic()
+        match slot.outcome:
+            case Answer() as answer:
+                verdict = self.ledger.frame(answer.series, answer.number, now)
+                if verdict == "accepted":
+                    answers.append(answer)
+                self._count(verdict)
+            case GivenUp() as gone:
+                verdict = self.ledger.dropped(gone.series, gone.number, now)
+                self._count(verdict)
+                if verdict == "accepted":
+                    self.metrics.dropped("work")
+            case BadFrame() as bad:
+                self.ledger.malformed(bad.reason, bad.series, bad.number, now)
+                self.metrics.malformed(bad.reason)
+                self._watch.example = str(bad)
+            case SeriesStart() as start:
+                self._decide_all(answers)
+                self.ledger.start(start, now)
+                self.metrics.series_opened()
+            case SeriesEnd() as end:
+                self.ledger.end(end.series, now)
+            case _:
+                self.ledger.control()
+
+    def _count(self, verdict: str) -> None:
+        match verdict:
+            case "malformed":
+                self.metrics.malformed("number")
+            case "accepted" | "duplicate" | "late" | "stale" | "unannounced":
+                self.metrics.frames(verdict)
+
+    def _decide_all(self, answers: list[Answer]) -> None:
+        """A restarted detector may use a series id again: what came before is decided before the new series opens."""
+        self._ask_models(answers)
+        answers.clear()
+        self._decisions.put(None)
+        while self._decisions.statistics().depth and self._failure is None:
+            time.sleep(0.001)
+
+    def _ask_models(self, answers: Sequence[Answer]) -> None:
+        if not answers:
+            return
+        began = time.perf_counter()
+        outputs = {analysis.name: self._model_outputs(analysis, answers) for analysis in self.analyses}
+        self._took("infer", time.perf_counter() - began, frames=len(answers))
+        self.metrics.batch(len(answers))
+        for answer in answers:
+            self._decisions.put((answer, [next(outputs[analysis.name]) for analysis, _ in answer.reduced]))
+
+    def _model_outputs(self, analysis: Analysis, answers: Sequence[Answer]) -> Iterator[ModelOutputs]:
+        """What the model says of every Reduced of this analysis, in order."""
+        mine = [reduced for answer in answers for owner, reduced in answer.reduced if owner is analysis]
+        if analysis.model is None or not mine:
+            return iter([None] * len(mine))
+        outputs = analysis.model.run({name: np.stack([one.inputs[name] for one in mine]) for name in mine[0].inputs})
+        return iter([{name: rows[i] for name, rows in outputs.items()} for i in range(len(mine))])
+
+    # Deciding and publishing: one thread, and one per output.
+
+    def _decide(self) -> None:
+        next_look = time.monotonic()
+        with suppress(Closed):
+            while True:
+                decision = self._decisions.take(POLL_S)
+                if decision is not None:
+                    self._conclude(*decision)
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + 1.0
+                    self._watch.look(time.monotonic())
+                    self._stop_if_an_output_failed()
+
+    def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> None:
+        began = time.perf_counter()
+        wall_time = self._wall_time()
+        for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
+            result = replace(analysis.interpret(reduced, output), wall_time=wall_time)
+            for publisher in self._publishers:
+                publisher.publish(result)
+            self._watch.announce(self.decider.decide(result, wall_time))
+            self.metrics.analysed(analysis.name)
+        self.ledger.analysed(answer.series, answer.number, time.monotonic())
+        self._took("decide", time.perf_counter() - began)
+        latency = 1e-9 * (time.monotonic_ns() - answer.received_ns) if answer.received_ns else None
+        self.timing.frame(latency)
+        if latency is not None:
+            self.metrics.latency(latency)
+
+    def _took(self, stage: str, seconds: float, frames: int = 1) -> None:
+        self.timing.stage(stage, seconds, frames)
+        self.metrics.stage(stage, seconds)
+
+    # Ending.
+
+    def _wait_for(self, thread: threading.Thread, drained_by: float | None) -> None:
+        """Wait for a thread; once the stream was told to stop, only until the deadline."""
+        while thread.is_alive():
+            is_over = drained_by is not None and self._stopping.is_set() and time.monotonic() >= drained_by
+            if is_over:
+                return
+            thread.join(POLL_S)
+
+    def _give_up_what_waits(self) -> None:
+        waiting = self._work.clear()
+        log.warning("stopped before everything was analysed", messages=len(waiting))
+        for publisher in self._publishers:
+            if publisher.trouble:
+                publisher.give_up()
+        for slot in waiting:
+            if slot.is_image:
+                self._give_up(slot)
+            else:
+                slot.finish(None)
+        for thread in self._stages:
+            thread.join(1.0)
+
+    def _stop_if_an_output_failed(self) -> None:
+        for publisher in self._publishers:
+            if publisher.failure is not None:
+                self._fail(publisher.failure)
+
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:
+                log.exception("stage failed", stage=name)
+                self._fail(error)
+
+        return threading.Thread(target=guarded, name=name, daemon=True)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._stopping.set()
+        for queue in (self._work, self._order, self._decisions):
+            queue.close()

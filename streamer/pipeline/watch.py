@@ -1,0 +1,192 @@
+"""Once a second: close what is over, say what was lost, raise and clear the stream's own alarms, tell everybody.
+
+Runs on the decide thread, so that rules and system alarms share one order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from streamer.ledger import Ledger
+from streamer.metrics import Metrics
+from streamer.pipeline.neighbours import Analysis, Decider, Source
+from streamer.pipeline.publisher import Publisher
+from streamer.pipeline.timing import Timing
+from streamer.queues import Queue
+from streamer.records import Account, Alarm, Severity, Status
+
+log = structlog.get_logger("streamer.stream")
+
+
+class Watch:
+    """Knows how the stream is doing and says so.
+
+    state: "starting", "waiting" (for a first message or the next series), "running", "stalled", "stopped".
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        analyses: Sequence[Analysis],
+        decider: Decider,
+        publishers: Sequence[Publisher],
+        ledger: Ledger,
+        metrics: Metrics,
+        timing: Timing,
+        wall_time: Callable[[], float],
+    ) -> None:
+        self.state = "starting"
+        self.example = ""
+        self._source = source
+        self._analyses = analyses
+        self._decider = decider
+        self._publishers = publishers
+        self._ledger = ledger
+        self._metrics = metrics
+        self._timing = timing
+        self._wall_time = wall_time
+        self._queues: dict[str, Queue[Any]] = {}
+        self._closed: deque[Account] = deque(maxlen=8)
+        self._last_message: float | None = None
+        self._silent_since: float | None = None
+        self._rate = 0.0
+        self._told: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+
+    def queues(self, **queues: Queue[Any]) -> None:
+        """Which queues to measure."""
+        self._queues.update(queues)
+
+    def message_received(self, now: float) -> None:
+        """The source gave a message. now: monotonic seconds."""
+        self._last_message = now
+
+    def look(self, now: float) -> None:
+        """Everything that happens once a second. now: monotonic seconds."""
+        closed = self._ledger.tick(now)
+        self._report(closed)
+        self._complain()
+        self._look_at_stream(now, has_stalled=any(account.closed_by == "stall" for account in closed))
+        events = Counter(self._source.counts)
+        for event in (events - self._events).elements():
+            self._metrics.source(event)
+        self._events = events
+        for publisher in self._publishers:
+            self._look_at_output(publisher)
+        self._rate = self._timing.take_rate(now)
+        self.publish(self.status())
+
+    def last_look(self, now: float) -> Status:
+        """The stream is over: close every account, say the last word."""
+        self._complain()
+        self._report(self._ledger.close(now))
+        self.state = "stopped"
+        self._rate = self._timing.take_rate(now)
+        status = self.status()
+        self.publish(status)
+        return status
+
+    def status(self) -> Status:
+        """How the stream is doing now."""
+        statistics = {name: queue.statistics() for name, queue in self._queues.items()}
+        return Status(
+            state=self.state,
+            is_ready=self.state in ("waiting", "running"),
+            source=self._source.url,
+            wire=self._ledger.wire(),
+            series=self._ledger.current(),
+            closed=tuple(self._closed),
+            frames_per_second=self._rate,
+            latency_ms=self._timing.recent_ms(),
+            queues={
+                **{name: {"depth": one.depth, "size": one.size} for name, one in statistics.items()},
+                **{publisher.output.name: publisher.statistics() for publisher in self._publishers},
+            },
+            outputs={publisher.output.name: publisher.trouble or "up" for publisher in self._publishers},
+            devices={one.name: one.model.device for one in self._analyses if one.model is not None},
+            alarms=self._decider.active(),
+            wall_time=self._wall_time(),
+        )
+
+    def publish(self, status: Status) -> None:
+        """Tell every output and the metrics."""
+        self._metrics.ready(status.is_ready)
+        for name, queue in status.queues.items():
+            self._metrics.queue(name, queue["depth"], queue["size"])
+        status = replace(status, stages=self._timing.take_stages())
+        for publisher in self._publishers:
+            publisher.publish(status)
+
+    def announce(self, alarms: Sequence[Alarm]) -> None:
+        """Tell everybody of alarms that began, changed or ended."""
+        for alarm in alarms:
+            log.warning(
+                "alarm" if alarm.is_active else "alarm over",
+                alarm=alarm.name,
+                severity=alarm.severity.name,
+                frame=alarm.number,
+                text=alarm.text,
+            )
+            self._metrics.alarm(alarm)
+            for publisher in self._publishers:
+                publisher.publish(alarm)
+
+    def _report(self, closed: Sequence[Account]) -> None:
+        for account in closed:
+            self._closed.append(account)
+            self._metrics.series_closed(account.closed_by)
+            self._metrics.frames("missing", account.missing)
+            self._metrics.frames("before_join", account.before_join)
+            lost = account.missing + account.malformed + account.dropped + account.late
+            (log.warning if lost else log.info)(
+                "series closed",
+                series=str(account.series),
+                by=account.closed_by,
+                announced=account.announced,
+                analysed=account.analysed,
+                before_join=account.before_join,
+                missing=account.missing,
+                malformed=account.malformed,
+                dropped=account.dropped,
+                late=account.late,
+            )
+
+    def _complain(self) -> None:
+        malformed = Counter(self._ledger.wire().malformed)
+        news = malformed - self._told
+        if news:
+            log.warning("messages could not be used", **news, example=self.example)
+        self._told = malformed
+
+    def _look_at_stream(self, now: float, *, has_stalled: bool) -> None:
+        if self._last_message is None:
+            return
+        silence = now - self._last_message
+        if silence < self._ledger.stall_s or self._last_message != self._silent_since:
+            self.state = "running" if self._ledger.has_open_series() else "waiting"
+            self.announce(self._decider.clear_condition("stream_stalled", self._wall_time()))
+        if has_stalled and silence >= self._ledger.stall_s:
+            self.state, self._silent_since = "stalled", self._last_message
+            text = f"no message for {self._ledger.stall_s:g} s in an unfinished series: look at detector and network"
+            log.error("stream stalled", silence_s=round(silence, 1), source=self._source.url)
+            evidence = {"silence_s": round(silence, 1)}
+            self.announce(
+                self._decider.raise_condition(
+                    "stream_stalled", Severity.INVALID, text, "stream", self._wall_time(), evidence
+                )
+            )
+
+    def _look_at_output(self, publisher: Publisher) -> None:
+        name = f"output_{publisher.output.name}_down"
+        if publisher.trouble:
+            watched = f"output.{publisher.output.name}"
+            self.announce(
+                self._decider.raise_condition(name, Severity.MAJOR, publisher.trouble, watched, self._wall_time(), {})
+            )
+        else:
+            self.announce(self._decider.clear_condition(name, self._wall_time()))
