@@ -1,0 +1,26 @@
+"""The only room with ONNX Runtime: a model folder is checked, loaded, warmed up and asked in batches.
+
+A model is a folder with two files. `card.toml` is what the model says of itself (`Card`); `model.onnx` is the network.
+`infer/card.py` reads the card, `infer/device.py` finds out whether there is a CUDA device that works, and
+`infer/model.py` loads the network and asks it.
+"""
+
+from streamer.infer.card import Card, Grid, ModelInput, ModelOutput, read_card, require_coverage
+from streamer.infer.device import Device, choose_device, cuda_obstacle
+from streamer.infer.model import Model, find_model, list_models, load_model
+
+__all__ = [
+    "Card",
+    "Device",
+    "Grid",
+    "Model",
+    "ModelInput",
+    "ModelOutput",
+    "choose_device",
+    "cuda_obstacle",
+    "find_model",
+    "list_models",
+    "load_model",
+    "read_card",
+    "require_coverage",
+]
