@@ -6,7 +6,6 @@ import abc
 from typing import Literal
 
 from streamer.metrics import Metrics
-
 from streamer.records import Alarm, Result, Status
 
 
