@@ -295,6 +295,24 @@ class Decider:
                 watch.start_over()
         return changed
 
+    def resume(self, standing: Iterable[Alarm], wall_time: float) -> list[Alarm]:
+        """Take over the alarms that a former process left standing: those of a rule that is still here go on, the
+        others end. Returns every one of them as it is now.
+        """
+        rules = {rule.name: rule for rule in self.rules}
+        resumed = []
+        for alarm in standing:
+            rule = rules.get(alarm.name)
+            if rule is None:
+                resumed.append(replace(alarm, ended=wall_time))
+                continue
+            watch = self._watches.setdefault((rule.name, str(alarm.evidence.get("channel", ""))), _Watch(rule))
+            watch.alarm = alarm
+            watch.is_blind = alarm.severity is Severity.INVALID
+            watch.has_fired = not watch.is_blind
+            resumed.append(alarm)
+        return resumed
+
     def active(self) -> tuple[Alarm, ...]:
         """Every alarm that has begun and not ended, the oldest first."""
         watched = (watch.alarm for watch in self._watches.values() if watch.alarm is not None)

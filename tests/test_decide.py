@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -459,3 +460,18 @@ def test_two_channels_side_by_side_are_each_as_if_alone(
                 said[channel] += [(number, alarm) for alarm in changed]
     assert course(said["one"]) == course(follow(Decider([rule]), one))
     assert course(said["other"]) == course(follow(Decider([rule]), other))
+
+
+def test_alarms_left_standing_by_a_former_process_go_on_or_end() -> None:
+    rule = Rule(name="hot", watch="saxs.anomaly", above=0.9, for_frames=2)
+    kept = Alarm("hot#1@5", "hot", Severity.MAJOR, "", "saxs.anomaly", began=0.005, number=3)
+    orphan = Alarm("gone#1@5", "gone", Severity.MAJOR, "", "saxs.total", began=0.005)
+    decider = Decider([rule])
+    assert decider.resume([kept, orphan], 10.0) == [kept, replace(orphan, ended=10.0)]
+    assert decider.active() == (kept,)
+    frames = [
+        Result("saxs", SeriesKey(1), number, {"anomaly": Quantity(value)})
+        for number, value in enumerate((0.95, 0.95, 0.1, 0.1))
+    ]
+    changes = [alarm for frame in frames for alarm in decider.decide(frame, 11.0)]
+    assert [(alarm.id, alarm.ended) for alarm in changes] == [("hot#1@5", 11.0)]

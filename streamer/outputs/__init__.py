@@ -13,11 +13,16 @@ class Output(abc.ABC):
     """One place where results go. Every call may raise OutputDown: it is retried with back-off, the stream goes on.
 
     when_full: "skip" drops the oldest result and counts it, "wait" holds the stream back. Alarms and the status are
-    never dropped.
+    never dropped. is_record: alarms are written here before any other output hears of them.
     """
 
     name: str
     when_full: Literal["skip", "wait"] = "skip"
+    is_record: bool = False
+
+    def remembered(self) -> list[Alarm]:
+        """Alarms that an earlier process left standing, as far as this output knows. Called before `open`."""
+        return []
 
     def open(self, metrics: Metrics) -> None:
         """Bind sockets, open files. metrics: the process's registry."""
@@ -32,6 +37,9 @@ class Output(abc.ABC):
 
     def status(self, status: Status) -> None:
         """How the stream is doing, once a second and at its end."""
+
+    def refresh(self) -> None:
+        """Time passed and nothing was heard: a view may show that what it shows is old."""
 
     def close(self) -> None:
         """Flush and release. Calling it twice is harmless."""

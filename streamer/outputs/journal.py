@@ -50,6 +50,7 @@ class Journal(Output):
     """
 
     name = "journal"
+    is_record = True
 
     def __init__(self, path: Path, max_bytes: int = 16 * 2**20, keep: int = 8) -> None:
         problems = []
@@ -73,6 +74,9 @@ class Journal(Output):
         self._carried = 0  # bytes the current file began with
         self._open: dict[str, Alarm] = {}
         self._accounts: dict[SeriesKey, Account] = {}
+
+    def remembered(self) -> list[Alarm]:
+        return open_alarms(self.path)
 
     def open(self, metrics: Metrics) -> None:
         """Take the file. Raises OutputDown (not permitted, held by another process), BadConfig (not a journal)."""

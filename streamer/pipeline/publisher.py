@@ -35,6 +35,9 @@ class Publisher:
         self._queue: Queue[Publication] = Queue(size)
         self._hurry = threading.Event()
         self._is_open = False
+        self._given = 0
+        self._settled = 0
+        self._written = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"output-{output.name}", daemon=True)
 
     def start(self) -> None:
@@ -43,12 +46,21 @@ class Publisher:
 
     def publish(self, item: Publication) -> None:
         """Hand over; waits only for an output that asks the stream to wait for it."""
+        with self._written:
+            self._given += 1
         with suppress(Closed):
             if self.output.when_full == "wait" and isinstance(item, Result):
                 while not self._queue.put(item, timeout_s=POLL_S) and not self._hurry.is_set():
                     pass
             else:
                 self._count_lost(self._queue.put_evicting(item, may_go=lambda held: not isinstance(held, Alarm)))
+
+    def record(self, alarm: Alarm, timeout_s: float) -> bool:
+        """Hand over an alarm and wait until it is written. Returns False if it was not in time."""
+        self.publish(alarm)
+        with self._written:
+            mine = self._given
+            return self._written.wait_for(lambda: self._settled >= mine, timeout_s)
 
     def close(self) -> None:
         """No more: the thread writes what waits and ends."""
@@ -72,6 +84,7 @@ class Publisher:
         return {"depth": now.depth, "size": now.size}
 
     def _count_lost(self, items: list[Publication]) -> None:
+        self._settle(len(items))
         lost = sum(isinstance(item, Result) for item in items)
         if lost:
             self._metrics.output_dropped(self.output.name, lost)
@@ -104,8 +117,14 @@ class Publisher:
                 pause = min(2 * pause, BACK_OFF_S[1])
             else:
                 self._is_up()
+                self._settle(0 if item is None else 1)
                 return
         self._count_lost([] if item is None else [item])
+
+    def _settle(self, count: int) -> None:
+        with self._written:
+            self._settled += count
+            self._written.notify_all()
 
     def _offer(self, item: Publication | None) -> None:
         if not self._is_open:

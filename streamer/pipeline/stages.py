@@ -23,6 +23,7 @@ from streamer.pipeline.timing import Timing
 from streamer.pipeline.watch import Watch
 from streamer.queues import Closed, Queue, WorkQueue
 from streamer.records import (
+    Alarm,
     BadFrame,
     BadInput,
     BadModel,
@@ -90,12 +91,13 @@ class Pipeline:
             self._thread("decide", self._decide),
         ]
 
-    def start(self) -> None:
-        """Start every thread. Models are expected to be loaded and warm."""
+    def start(self, standing: Sequence[Alarm] = ()) -> None:
+        """Start every thread. Models are expected to be loaded and warm. standing: alarms that were active before."""
         self._watch.state = "waiting"
         self.timing.take_rate(time.monotonic())
         for publisher in self._publishers:
             publisher.start()
+        self._watch.announce(standing)
         for thread in [*self._stages, self._intake]:
             thread.start()
 

@@ -22,6 +22,8 @@ from streamer.records import Account, Alarm, Severity, Status
 
 log = structlog.get_logger("streamer.stream")
 
+RECORD_S = 1.0  # how long an alarm waits to be on record before everybody else hears of it all the same
+
 
 class Watch:
     """Knows how the stream is doing and says so.
@@ -134,7 +136,11 @@ class Watch:
             )
             self._metrics.alarm(alarm)
             for publisher in self._publishers:
-                publisher.publish(alarm)
+                if publisher.output.is_record and not publisher.record(alarm, RECORD_S):
+                    log.error("an alarm is not on record yet", alarm=alarm.name, output=publisher.output.name)
+            for publisher in self._publishers:
+                if not publisher.output.is_record:
+                    publisher.publish(alarm)
 
     def _report(self, closed: Sequence[Account]) -> None:
         for account in closed:

@@ -1,0 +1,1 @@
+"""Physics: arrays in, arrays out. No thread, no socket, no clock, no model."""

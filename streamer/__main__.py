@@ -1,0 +1,313 @@
+"""The command line. Each command is a door with a handle; what lies behind it lives in its own room.
+
+Standard output belongs to the answer: with --json it holds JSON lines and nothing else. The log goes to standard error.
+Exit codes: 0 done, 1 something broke, 2 what was asked is wrong (see `streamer.service`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from streamer.display import (
+    Blind,
+    JsonLines,
+    complain,
+    err,
+    line,
+    log_to_stderr,
+    out,
+    plain_result,
+    print_accounts,
+    print_alarms,
+    print_json,
+    print_report,
+    progress,
+)
+from streamer.records import BadConfig, BadInput, BadModel, StreamerError
+from streamer.wire import results
+
+app = typer.Typer(
+    help="Real-time analysis of detector streams: frames in, decisions out, nothing lost without a number changing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output and nothing else.")]
+Source = Annotated[str, typer.Argument(help="dectris2+tcp://host:port, a file or folder, a recording, or sim:saxs?…")]
+Device = Literal["auto", "cuda", "cpu"]
+
+
+def main() -> None:
+    """Run a command; turn our own errors into one sentence and an exit code."""
+    try:
+        app()
+    except (BadConfig, BadModel, BadInput) as wrong:
+        complain(wrong)
+        sys.exit(2)
+    except StreamerError as error:
+        complain(error)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+@app.command()
+def run(file: Annotated[Path, typer.Argument(help="A beamline file.")], as_json: AsJson = False) -> None:
+    """Serve a beamline file until the source ends or SIGTERM says stop."""
+    from streamer import service
+
+    log_to_stderr(as_json=as_json)
+    report = service.serve(file)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="A beamline file.")], as_json: AsJson = False) -> None:
+    """Say everything that is wrong with a beamline file, models and geometry included. Attaches to nothing."""
+    from streamer import config
+
+    log_to_stderr(as_json=as_json, quiet=True)
+    problems = config.check(file)
+    if as_json:
+        print_json({"file": str(file), "problems": problems})
+    elif problems:
+        err.print(f"[bold red]{len(problems)} problem{'s' if len(problems) > 1 else ''}[/]")
+        for problem in problems:
+            err.print(f"  ✗ {problem}", markup=False, soft_wrap=True)
+    else:
+        out.print(f"[green]✓[/] {file} is in order")
+    raise typer.Exit(2 if problems else 0)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=2.0, max=86_400.0, help="How long the detector sends.")] = 60.0,
+    rate: Annotated[float, typer.Option(min=0.5, max=10_000.0, help="Frames per second.")] = 20.0,
+    detector: Annotated[str, typer.Option(help="Size of the simulated detector: 128k, 500k, 1M, 4M.")] = "1M",
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where its files go; a new folder by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a detector, analyse it live and show both: nothing to configure."""
+    from streamer.demo import Demo
+    from streamer.outputs.terminal import Terminal
+
+    log_to_stderr(as_json=as_json, quiet=True)
+    folder = folder or Path(tempfile.mkdtemp(prefix="streamer-demo-"))
+    err.print(f"streamer demo: everything it writes lies in {folder}")
+    show = Demo(folder, seconds=seconds, rate=rate, detector=detector, on_note=lambda text: err.print(text))
+    view = Blind() if as_json else Terminal()
+    if isinstance(view, Terminal):
+        view.show_limits({"saxs.anomaly": 0.9})
+    account = show.run(view)
+    if as_json:
+        print_json(account)
+    else:
+        print_report(account)
+        out.print(f"sent {account['sent']} frames; log, journal and beamline file: {folder}")
+    if account["unaccounted"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def analyse(
+    source: Source,
+    analysis: Annotated[str, typer.Option("--with", help="The question asked of every frame.")] = "saxs",
+    poni: Annotated[Path | None, typer.Option(help="pyFAI geometry.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Pixels not to be used: .npy or an image file.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", help="Any key of its table: --set bins=500.")] = None,
+    alarm: Annotated[list[str] | None, typer.Option(help="A rule: --alarm 'saxs.anomaly > 0.9'.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many results.")] = None,
+    device: Annotated[Device, typer.Option(help="Where models run.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question of every frame of a source and print the answers."""
+    from streamer import stream
+
+    log_to_stderr(as_json=as_json)
+    options: dict[str, Any] = {"poni": poni, "mask": mask, "device": device, **_settings(option or [])}
+    with stream.open(source) as frames:
+        answers = frames.analyse(
+            analysis, alarms=_rules(alarm or []), **{key: value for key, value in options.items() if value is not None}
+        )
+        count = 0
+        with progress(frames.source.announced_frames, "analysed", hidden=as_json) as advance:
+            for result in answers:
+                count += 1
+                if as_json:
+                    print_json(plain_result(result))
+                elif count <= 10 or limit is not None:
+                    out.print(line(result))
+                advance()
+                if count == limit:
+                    break
+        answers.close()  # type: ignore[attr-defined]
+        if not as_json:
+            print_accounts(frames.accounts)
+            print_alarms([results.plain_alarm(one) for one in frames.alarms])
+
+
+@app.command()
+def simulate(
+    source: Source,
+    to: Annotated[str, typer.Option(help="FORMAT+tcp://HOST:PORT to send to, e.g. dectris2+tcp://127.0.0.1:31001.")],
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Frames per second; the source's own by default.")
+    ] = None,
+    socket: Annotated[Literal["push", "pub"], typer.Option(help="Which socket to send on.")] = "push",
+    connect: Annotated[bool, typer.Option("--connect", help="Connect to the reader instead of binding.")] = False,
+    wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for a first reader.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Send any source to any socket in any format: a detector for tests and rehearsals."""
+    from streamer import config, relay, service
+
+    log_to_stderr(as_json=as_json)
+    stopped: list[bool] = []
+    with service.stopped_by_signals(lambda: stopped.append(True)):
+        frames = config.open_source(source)
+        speaks, address = config.destination(to)
+        with progress(frames.announced_frames, "sent", hidden=as_json) as advance:
+            sent = relay.simulate(
+                frames,
+                speaks,
+                address,
+                socket=socket,
+                bind=not connect,
+                rate=rate,
+                wait_s=wait,
+                stop=lambda: bool(stopped),
+                progress=lambda _: advance(),
+            )
+    if as_json:
+        print_json({"messages": sent.messages, "frames": sent.frames, "seconds": round(sent.seconds, 3)})
+    else:
+        out.print(f"sent {sent.frames} frames in {sent.messages} messages, {sent.seconds:.1f} s")
+
+
+@app.command()
+def record(
+    source: Source,
+    file: Annotated[Path, typer.Argument(help="The recording to write (.wire); never overwritten.")],
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after so long.")] = None,
+    messages: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write down what comes over the wire, byte for byte, to be played again as a source."""
+    from streamer import config, relay, service
+
+    log_to_stderr(as_json=as_json)
+    stopped: list[bool] = []
+    with service.stopped_by_signals(lambda: stopped.append(True)):
+        written = relay.record(
+            config.open_source(source), file, seconds=seconds, messages=messages, stop=lambda: bool(stopped)
+        )
+    if as_json:
+        print_json({"file": str(file), "messages": written.messages, "bytes": written.nbytes})
+    else:
+        out.print(f"{file}: {written.messages} messages, {written.nbytes / 1e6:.1f} MB")
+
+
+@app.command()
+def watch(
+    address: Annotated[str, typer.Argument(help="What the service publishes on.")] = "tcp://127.0.0.1:5556",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Stop after so long; 0 for never.")] = 0.0,
+    steal: Annotated[bool, typer.Option("--steal", help="Read a detector's PUSH socket itself.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a running service: rates, the ledger, curves, alarms."""
+    from streamer import service
+    from streamer import watch as onlooker
+    from streamer.outputs.terminal import Terminal
+
+    log_to_stderr(as_json=as_json, quiet=True)
+    view = JsonLines() if as_json else Terminal()
+    stopped: list[bool] = []
+    with service.stopped_by_signals(lambda: stopped.append(True)):
+        if "+" in address.partition(":")[0] or not address.startswith(("tcp:", "ipc:")):
+            onlooker.look_at_source(address, view, steal=steal, seconds=seconds, stop=lambda: bool(stopped))
+        else:
+            onlooker.look_at_service(address, view, seconds=seconds, stop=lambda: bool(stopped))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that are installed, what they answer and how well."""
+    from streamer import infer
+
+    log_to_stderr(as_json=as_json, quiet=True)
+    cards = [(folder, infer.read_card(folder)) for folder in infer.list_models()]
+    if as_json:
+        for folder, card in cards:
+            print_json(
+                {"name": card.name, "version": card.version, "question": card.question, "folder": str(folder)}
+                | {"metrics": card.metrics, "limits": list(card.limits)}
+            )
+        return
+    table = Table("model", "version", "question", "inputs", "outputs", title="Installed models", title_justify="left")
+    for _, card in cards:
+        table.add_row(card.name, card.version, card.question, "\n".join(card.inputs), "\n".join(card.outputs))
+    out.print(table)
+    for _, card in cards:
+        for sentence in card.limits:
+            out.print(f"  {card.name}: {sentence}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine and say what would keep streamer from running well on it."""
+    from streamer import doctor as examination
+
+    log_to_stderr(as_json=as_json, quiet=True)
+    signs = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[bold red]✗[/]"}
+    is_bad = False
+    for finding in examination.examine():
+        is_bad |= finding.state == "bad"
+        if as_json:
+            print_json({"what": finding.what, "state": finding.state, "text": finding.text})
+        else:
+            out.print(f"{signs[finding.state]} {finding.what:<18} {finding.text}", soft_wrap=True)
+    raise typer.Exit(1 if is_bad else 0)
+
+
+def _settings(options: list[str]) -> dict[str, Any]:
+    """KEY=VALUE with the value written as in a beamline file; a bare word is text."""
+    settings = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise BadConfig(f"--set {option}: expected KEY=VALUE, e.g. --set bins=500")
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings
+
+
+def _rules(alarms: list[str]) -> dict[str, dict[str, Any]]:
+    """'saxs.anomaly > 0.9' as the table of an alarm named after what it watches."""
+    rules = {}
+    for text in alarms:
+        found = re.fullmatch(r"\s*([\w.]+)\s*([<>])\s*([-+.\deE]+)\s*", text)
+        if found is None:
+            raise BadConfig(f"--alarm '{text}': expected ANALYSIS.QUANTITY > LIMIT, e.g. --alarm 'saxs.anomaly > 0.9'")
+        watch, side, limit = found.groups()
+        rules[watch.replace(".", "_")] = {"watch": watch, "above" if side == ">" else "below": json.loads(limit)}
+    return rules
+
+
+if __name__ == "__main__":
+    main()

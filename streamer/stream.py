@@ -1,0 +1,130 @@
+"""The notebook's door: attach to a source, ask it a question, iterate over the answers.
+
+    with streamer.open("sim:saxs?frames=100&fault=radiation_damage@50") as stream:
+        for result in stream.analyse("saxs", alarms={"damage": {"watch": "saxs.anomaly", "above": 0.9}}):
+            ...
+        print(stream.alarms, stream.accounts)
+
+The same pipeline as at the beamline runs behind the iterator, with the same threads and the same account of every
+frame. A loop that is slower than the stream holds back stored and simulated sources; of a live detector the oldest
+frames are given up and counted (`when_behind`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal
+
+from streamer import compression, config
+from streamer.decide import Decider, Rule
+from streamer.outputs import Output
+from streamer.pipeline import Limits, Pipeline
+from streamer.pipeline.line import POLL_S
+from streamer.queues import Closed, Queue
+from streamer.records import Account, Alarm, BadConfig, Frame, Result, Status
+from streamer.sources import Source
+
+
+class _Basket(Output):
+    """Holds results until the loop takes them."""
+
+    name = "loop"
+    when_full: Literal["skip", "wait"] = "wait"
+
+    def __init__(self) -> None:
+        self.results: Queue[Result] = Queue(64)
+        self.alarms: list[Alarm] = []
+
+    def write(self, result: Result) -> None:
+        with suppress(Closed):
+            self.results.put(result)
+
+    def alarm(self, alarm: Alarm) -> None:
+        self.alarms = [held for held in self.alarms if held.id != alarm.id] + [alarm]
+
+    def close(self) -> None:
+        self.results.close()
+
+
+class Stream:
+    """A source that is open, and what one wants to know of it. Close it, or use it in a `with` statement.
+
+    alarms: every alarm so far, the latest word on each. accounts: what became of every frame, once the loop has ended.
+    """
+
+    def __init__(self, source: Source, *, when_behind: Literal["skip", "wait"] | None = None) -> None:
+        self.source = source
+        self.alarms: list[Alarm] = []
+        self.accounts: tuple[Account, ...] = ()
+        self.status: Status | None = None
+        self._limits = Limits(when_behind=when_behind or ("skip" if source.is_exclusive else "wait"))
+
+    def analyse(
+        self, analysis: str, *, alarms: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
+    ) -> Iterator[Result]:
+        """Results in the order of the frames, until the source ends or the loop is left.
+
+        analysis: a name in `streamer.analyses` ("saxs"); options: what its constructor takes (poni, bins, device, …).
+        alarms: name → the keys of an `[alarm.NAME]` table. Raises BadConfig, BadModel before the first frame.
+        """
+        asked = config.build("analyses", analysis, options)
+        rules = []
+        for name, table in (alarms or {}).items():
+            arguments, problems = config.fit(Rule, table, f"alarm '{name}'", given=("name",))
+            if problems:
+                raise BadConfig(*problems)
+            rules.append(Rule(name=name, **arguments))
+        compression.warm()
+        basket = _Basket()
+        return self._results(Pipeline(self.source, [asked], Decider(rules), [basket], limits=self._limits), basket)
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames themselves, decoded and nothing more. Bad ones raise BadFrame: catch it and go on."""
+        while True:
+            try:
+                message = self.source.receive(POLL_S)
+            except EOFError:
+                return
+            if message is not None:
+                yield from (record for record in self.source.decode(message) if isinstance(record, Frame))
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self.source.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _results(self, pipeline: Pipeline, basket: _Basket) -> Iterator[Result]:
+        pipeline.start()
+        try:
+            with suppress(Closed):
+                while True:
+                    result = basket.results.take(POLL_S)
+                    self.alarms = basket.alarms
+                    if result is not None:
+                        yield result
+                    elif not pipeline.is_running:
+                        pipeline.wind_up()
+        finally:
+            pipeline.stop()
+            basket.results.close()
+            self.status = pipeline.join()
+            self.accounts = self.status.closed
+            self.alarms = basket.alarms
+
+
+def open(url: str, *, when_behind: Literal["skip", "wait"] | None = None) -> Stream:  # noqa: A001
+    """Attach to a source by its one string (see `streamer.config`): a detector, files, a recording, a simulation.
+
+    when_behind: "skip" or "wait"; by default a detector that pushes is not held back, everything else is.
+    Raises BadConfig for a string nobody understands, SourceLost where there is nothing to attach to.
+    """
+    return Stream(config.open_source(url), when_behind=when_behind)
