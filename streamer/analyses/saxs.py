@@ -1,0 +1,250 @@
+"""SAXS: is this the curve of an undisturbed sample? I(q) ± σ from every frame, and what the model makes of it.
+
+What is published of a frame:
+
+    profile    I ± σ on q: counts per pixel, corrected for solid angle, polarisation and flat; no absolute scale
+    total      mean counts per pixel in the q range ± σ: falls with the beam
+    invalid    fraction of its pixels that the detector marked as not measured in this frame
+    saturated  fraction of its pixels above the detector's saturation
+    anomaly    probability ± σ that the curve is none of a normal sample (the model's card says what that means)
+    entropy    of that probability, nats: the whole uncertainty
+
+The geometry is that of the `.poni` file, else what the detector's header tells. With a `.poni` a running series can be
+joined; without one its frames are refused until a start message has come.
+
+The curve is brought onto the model's q grid by `reduce.curves`, the functions the model was trained with. A curve with
+nothing in it is not judged: its `anomaly` is NaN.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from streamer.analyses import Analysis
+from streamer.infer import load_model, require_coverage
+from streamer.records import BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
+from streamer.reduce.azimuthal import Integrator, Profile
+from streamer.reduce.curves import channels, rebin
+from streamer.reduce.detector import HC_EV_ANGSTROM, Geometry, geometry_of, read_geometry
+
+log = structlog.get_logger(__name__)
+
+LEAST_COVERAGE = 0.45
+"""Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
+
+PER_NM = {"1/nm": 1.0, "1/A": 10.0}
+
+WAVELENGTH_TOLERANCE = 1e-3
+"""Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What frames are reduced with. nodata, saturation: see `Integrator.integrate`."""
+
+    integrator: Integrator
+    fingerprint: str
+    nodata: int | None = None
+    saturation: int | None = None
+
+
+class Saxs(Analysis):
+    """The table `[analyse.saxs]`.
+
+    poni: pyFAI geometry; None takes the detector's header.   mask, flat, dark: images that belong to it.
+    bins, unit, q_range: of the profile; q_range None for all pixels.
+    polarization: 1 horizontal … −1 vertical, None for no correction.   solid_angle: whether it is corrected for.
+    channel: which of a frame's images is analysed; None for the first one.
+    model: name or folder.   device, max_batch: where it runs, and frames in one call of it.
+    """
+
+    name = "saxs"
+    quantities = ("profile", "total", "invalid", "saturated", "anomaly", "entropy")
+
+    def __init__(
+        self,
+        *,
+        poni: Path | None = None,
+        mask: Path | None = None,
+        flat: Path | None = None,
+        dark: Path | None = None,
+        bins: int = 1000,
+        unit: Literal["1/nm", "1/A"] = "1/nm",
+        q_range: tuple[float, float] | None = None,
+        polarization: float | None = None,
+        solid_angle: bool = True,
+        channel: str | None = None,
+        model: str = "saxs",
+        device: Literal["auto", "cuda", "cpu"] = "auto",
+        max_batch: int = 16,
+    ) -> None:
+        if poni is None and (mask or flat or dark):
+            raise BadInput("saxs: found mask, flat or dark without poni; they belong to a geometry, give its .poni too")
+        self.model = load_model(model, device=device, max_batch=max_batch)
+        self.bins, self.unit, self.q_range = bins, unit, q_range
+        self.polarization, self.solid_angle = polarization, solid_angle
+        self.channel = channel
+        self._card = self.model.card
+        self._grid = self._card.grid("q")
+        self._to_grid = PER_NM[unit] / PER_NM[self._card.grids["q"].unit]
+        self._chosen_channel = channel
+        self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
+        self._geometry = self._given
+        self._misfit = "no start message that tells a geometry has come; give a .poni"
+        self._series: SeriesStart | None = None
+        self._setup: Setup | None = None
+        self._building = threading.Lock()
+        if self._given is not None and self._given.shape is not None:
+            self._build(self._given)
+
+    def begin(self, series: SeriesStart) -> None:
+        """Take the series' shape, mask and, without a `.poni`, its geometry.
+
+        The integration is prepared anew only if any of these changed. Raises BadInput when the header tells too little
+        or does not fit the geometry, BadModel when the geometry does not reach the model's q range.
+        """
+        previous, self._setup, self._geometry = self._setup, None, None
+        self._series = series
+        self._chosen_channel = self.channel or next(iter(series.channels), None)
+        geometry = self._of_header(series) if self._given is None else self._of_file(self._given, series)
+        if geometry.shape is not None:
+            self._build(geometry, previous)
+        self._geometry = geometry
+
+    def accepts(self, frame: Frame) -> bool:
+        if self._chosen_channel is None:
+            self._chosen_channel = frame.channel
+        return frame.channel == self._chosen_channel
+
+    def reduce(self, frame: Frame) -> Reduced:
+        """I(q) ± σ and the model's input. Raises BadFrame with reason "geometry", "shape" or "dtype"."""
+        setup = self._setup or self._first_shape(frame)
+        profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
+        I, sigma = rebin(
+            profile.q * self._to_grid,
+            profile.intensity,
+            profile.sigma,
+            self._grid,
+            weight=profile.pixels.astype(np.float64),
+        )
+        return Reduced(
+            series=frame.series,
+            number=frame.number,
+            quantities=_quantities(profile),
+            inputs={"curve": channels(I, sigma)},
+            channel=frame.channel,
+            start_s=frame.start_s,
+            received_ns=frame.received_ns,
+        )
+
+    def interpret(self, reduced: Reduced, outputs: Mapping[str, NDArray[Any]] | None) -> Result:
+        quantities = dict(reduced.quantities)
+        if outputs is not None:
+            quantities["anomaly"] = Quantity(float(outputs["anomaly"]), float(outputs["sigma"]))
+            quantities["entropy"] = Quantity(float(outputs["entropy"]))
+        return Result(
+            analysis=self.name,
+            series=reduced.series,
+            number=reduced.number,
+            quantities=quantities,
+            channel=reduced.channel,
+            start_s=None if reduced.start_s is None else float(reduced.start_s),
+            received_ns=reduced.received_ns,
+        )
+
+    def _of_header(self, series: SeriesStart) -> Geometry:
+        geometry = geometry_of(series, self._chosen_channel or "")
+        return geometry.with_shape(series.shape) if series.shape is not None else geometry
+
+    def _of_file(self, given: Geometry, series: SeriesStart) -> Geometry:
+        """The configured geometry, with the series' shape and mask."""
+        geometry = given.with_shape(series.shape) if series.shape is not None else given
+        _warn_of_another_wavelength(geometry, series)
+        mask = series.mask.get(self._chosen_channel or "")
+        if mask is None or geometry.shape is None:
+            return geometry
+        if mask.shape != geometry.shape:
+            raise BadInput(
+                f"saxs: the mask of series {series.series} has shape {mask.shape}, the geometry {geometry.shape}; "
+                "give the geometry of this detector"
+            )
+        return replace(geometry, mask=mask if geometry.mask is None else geometry.mask | mask)
+
+    def _first_shape(self, frame: Frame) -> Setup:
+        """Prepare the integration with the first frame, where nothing before it told the shape."""
+        rows, columns = frame.image.shape
+        with self._building:
+            if self._setup is None and self._geometry is not None:
+                try:
+                    self._build(self._geometry.with_shape((rows, columns)))
+                except (BadInput, BadModel) as misfit:
+                    self._geometry, self._misfit = None, str(misfit)
+            if self._setup is None:
+                raise BadFrame("geometry", f"saxs: no geometry for frame {frame.number}: {self._misfit}")
+            return self._setup
+
+    def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:
+        series, fingerprint = self._series, geometry.fingerprint
+        if previous is not None and previous.fingerprint == fingerprint:
+            integrator = previous.integrator
+        else:
+            integrator = self._integrator(geometry)
+        if series is not None and series.dtype is not None:
+            integrator.warm([series.dtype])
+        nodata, saturation = (series.nodata, series.saturation) if series is not None else (None, None)
+        self._setup = Setup(integrator, fingerprint, nodata, saturation)
+        return self._setup
+
+    def _integrator(self, geometry: Geometry) -> Integrator:
+        integrator = Integrator(
+            geometry,
+            bins=self.bins,
+            unit=self.unit,
+            q_range=self.q_range,
+            polarization=self.polarization,
+            solid_angle=self.solid_angle,
+        )
+        low, high = integrator.q_range
+        covered = require_coverage(self._card, "q", low, high, self.unit, at_least=LEAST_COVERAGE)
+        log.info(
+            "saxs geometry",
+            source="header" if self._given is None else ".poni",
+            shape=geometry.shape,
+            q_range=[round(low, 4), round(high, 4)],
+            unit=self.unit,
+            bins=self.bins,
+            channel=self._chosen_channel,
+            model=self._card.name,
+            model_range_covered=round(covered, 2),
+        )
+        return integrator
+
+
+def _quantities(profile: Profile) -> dict[str, Quantity]:
+    counts, pixels = int(profile.counts.sum()), int(profile.pixels.sum())
+    looked_at = max(pixels + profile.invalid + profile.saturated, 1)
+    return {
+        "profile": Quantity(profile.intensity, profile.sigma, axes={"q": (profile.q, profile.unit)}),
+        "total": Quantity(counts / max(pixels, 1), float(np.sqrt(max(counts, 1))) / max(pixels, 1)),
+        "invalid": Quantity(profile.invalid / looked_at),
+        "saturated": Quantity(profile.saturated / looked_at),
+    }
+
+
+def _warn_of_another_wavelength(geometry: Geometry, series: SeriesStart) -> None:
+    announced = series.wavelength_A or (HC_EV_ANGSTROM / series.energy_eV if series.energy_eV else None)
+    if announced is not None and abs(announced / geometry.wavelength_A - 1) > WAVELENGTH_TOLERANCE:
+        log.warning(
+            "the detector announces another wavelength than the .poni, which is used",
+            series=str(series.series),
+            header_A=round(announced, 5),
+            poni_A=round(geometry.wavelength_A, 5),
+        )
