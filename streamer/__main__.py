@@ -158,6 +158,8 @@ def analyse(
         if not as_json:
             print_accounts(frames.accounts)
             print_alarms([results.plain_alarm(one) for one in frames.alarms])
+        if not count and any(account.malformed for account in frames.accounts):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -212,9 +214,15 @@ def record(
     log_to_stderr(as_json=as_json)
     stopped: list[bool] = []
     with service.stopped_by_signals(lambda: stopped.append(True)):
-        written = relay.record(
-            config.open_source(source), file, seconds=seconds, messages=messages, stop=lambda: bool(stopped)
-        )
+        with progress(messages, "recorded", hidden=as_json) as advance:
+            written = relay.record(
+                config.open_source(source),
+                file,
+                seconds=seconds,
+                messages=messages,
+                stop=lambda: bool(stopped),
+                progress=lambda _: advance(),
+            )
     if as_json:
         print_json({"file": str(file), "messages": written.messages, "bytes": written.nbytes})
     else:

@@ -416,6 +416,8 @@ def _plug_in(module: Any, base: type) -> type[Any] | None:
 
 def _converted(value: Any, expected: Any, folder: Path | None, from_text: bool) -> Any:
     def decode(kind: type, given: Any) -> Any:
+        if isinstance(given, kind):
+            return given
         if issubclass(kind, Path) and isinstance(given, str):
             path = Path(given).expanduser()
             return path if folder is None else folder / path

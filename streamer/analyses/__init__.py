@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
-from streamer.infer import Model
 
+from streamer.infer import Model
 from streamer.records import Frame, Reduced, Result, SeriesStart
 
 

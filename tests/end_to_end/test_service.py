@@ -85,7 +85,7 @@ class Bench:
 
     def messages(self, frames: int, fault: str = "") -> list[bytes]:
         """A start, so many frames, and an end, as a simulated detector sends them."""
-        source = config.open_source(f"sim:saxs?detector=128k&frames={frames}{fault and '&fault=' + fault}")
+        source = config.open_source(f"sim:saxs?detector=128k&mean=3&frames={frames}{fault and '&fault=' + fault}")
         speaks = config.find("wire", "dectris2")()
         return [b"".join(map(bytes, speaks.encode(record))) for record in records(source)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamer.infer import load_model, read_card
-from streamer.sources.simulated import spheres
+from streamer.sources.instrument import spheres
 
 torch = pytest.importorskip("torch", reason="torch not installed: pip install 'streamer[train]'")
 onnx = pytest.importorskip("onnx", reason="onnx not installed: pip install 'streamer[train]'")
