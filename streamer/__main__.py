@@ -213,16 +213,18 @@ def record(
 
     log_to_stderr(as_json=as_json)
     stopped: list[bool] = []
-    with service.stopped_by_signals(lambda: stopped.append(True)):
-        with progress(messages, "recorded", hidden=as_json) as advance:
-            written = relay.record(
-                config.open_source(source),
-                file,
-                seconds=seconds,
-                messages=messages,
-                stop=lambda: bool(stopped),
-                progress=lambda _: advance(),
-            )
+    with (
+        service.stopped_by_signals(lambda: stopped.append(True)),
+        progress(messages, "recorded", hidden=as_json) as advance,
+    ):
+        written = relay.record(
+            config.open_source(source),
+            file,
+            seconds=seconds,
+            messages=messages,
+            stop=lambda: bool(stopped),
+            progress=lambda _: advance(),
+        )
     if as_json:
         print_json({"file": str(file), "messages": written.messages, "bytes": written.nbytes})
     else:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -81,6 +82,7 @@ class Live(Source):
         self.counts: Mapping[str, int] = self._counts
         self._peers: set[int] = set()
         self._quiet_until = 0.0
+        self._waiting: deque[Message] = deque()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PULL if socket == "pull" else zmq.SUB)
         self._monitor = self._socket.get_monitor_socket(sum(_EVENTS))
@@ -110,6 +112,8 @@ class Live(Source):
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
     def receive(self, timeout_s: float) -> Message | None:
+        if self._waiting:
+            return self._waiting.popleft()
         deadline = time.monotonic() + timeout_s
         while True:
             left_ms = math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
@@ -153,12 +157,12 @@ class Live(Source):
         frames = self._socket.recv_multipart(copy=False)
         received_ns = time.monotonic_ns()
         parts = [frame.buffer for frame in frames]
-        return Message(
-            parts=parts,
-            kind=self.format.kind(parts),
-            nbytes=sum(part.nbytes for part in parts),
-            received_ns=received_ns,
+        messages = [[part] for part in parts] if self.format.is_one_part else [parts]
+        self._waiting.extend(
+            Message(message, self.format.kind(message), sum(part.nbytes for part in message), received_ns)
+            for message in messages
         )
+        return self._waiting.popleft()
 
     def _note_events(self) -> None:
         while self._monitor.poll(0):

@@ -26,10 +26,14 @@ class Scratch(Protocol):
 
 
 class Format(abc.ABC):
-    """One wire format. Decoding may run on several threads at once; a start message is never decoded beside others."""
+    """One wire format. Decoding may run on several threads at once; a start message is never decoded beside others.
+
+    is_one_part: a message has one part, so that several parts sent together are several messages.
+    """
 
     name: str
     default_port: int | None = None
+    is_one_part: bool = False
 
     @abc.abstractmethod
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:

@@ -117,6 +117,7 @@ class Dectris2(Format):
 
     name = "dectris2"
     default_port = 31001
+    is_one_part = True
 
     def __init__(self, max_pixels: int = 64_000_000, compression: Literal["bslz4", "lz4", "none"] = "bslz4") -> None:
         self.max_pixels = max_pixels

@@ -91,11 +91,11 @@ def test_parts_are_views_that_outlive_the_socket(detector):
     live = Live(address(detector), Dectris2())
     blob = bytes(range(256)) * 4096
     detector.send_multipart([b"first", blob])
-    [message] = messages(live, 1)
+    first, second = messages(live, 2)
     live.close()
-    assert [isinstance(part, memoryview) for part in message.parts] == [True, True]
-    assert bytes(message.parts[1]) == blob
-    assert message.kind is None
+    assert [isinstance(part, memoryview) for part in (*first.parts, *second.parts)] == [True, True]
+    assert bytes(second.parts[0]) == blob
+    assert second.kind is None
 
 
 def test_bytes_that_are_no_message_are_received_and_refused_when_decoded(detector):
@@ -208,3 +208,13 @@ def test_the_usual_port_of_a_format_is_taken_where_none_is_given():
     wire.default_port = None
     with pytest.raises(BadConfig, match="has no port"):
         with_port("tcp://dcu", wire)
+
+
+def test_parts_sent_together_are_messages_of_their_own_where_a_message_has_one_part(detector: zmq.Socket) -> None:
+    speaks = Dectris2()
+    start, frame = speaks.encode(SeriesStart(SERIES, images=1)), speaks.encode([image(0)])
+    live = Live(address(detector), speaks)
+    detector.send_multipart([*start, *frame])
+    kinds = [message.kind for message in messages(live, 2)]
+    live.close()
+    assert kinds == ["start", "image"]
