@@ -35,6 +35,19 @@ MOST_CLOSED = 8  # how long a late frame finds its account
 MOST_RANGES = 65_536  # every second frame of 131 072 missing; beyond that numbers are noise, and memory is bounded
 MOST_MALFORMED = 10_000  # malformed numbers that may still be replaced by a good copy
 
+COUNTS = (
+    "announced",
+    "received",
+    "analysed",
+    "before_join",
+    "missing",
+    "malformed",
+    "dropped",
+    "late",
+    "pending",
+    "unaccounted",
+)
+
 
 class Numbers:
     """A set of frame numbers as sorted disjoint ranges: a million frames in a row take as much room as one."""
@@ -147,6 +160,7 @@ class Ledger:
         self.stall_s = stall_s
         self._open: OrderedDict[SeriesKey, _Series] = OrderedDict()
         self._closed: OrderedDict[SeriesKey, _Series] = OrderedDict()
+        self._forgotten: Counter[str] = Counter()
         self._to_report: list[Account] = []
         self._wire: Counter[str] = Counter()
         self._malformed: Counter[str] = Counter()
@@ -274,6 +288,14 @@ class Ledger:
         with self._lock:
             return [series.account() for group in (self._closed, self._open) for series in group.values()]
 
+    def totals(self) -> Counter[str]:
+        """Every series there ever was, added up: the counts of `Account` by name."""
+        with self._lock:
+            totals = Counter(self._forgotten)
+            for series in (*self._closed.values(), *self._open.values()):
+                totals.update(_counts(series.account()))
+            return totals
+
     def current(self) -> Account | None:
         """The account of the series heard of last, open or closed."""
         with self._lock:
@@ -361,7 +383,7 @@ class Ledger:
         return next((series for known, series in reversed(group.items()) if known.number == key.number), None)
 
     def _opened(self, key: SeriesKey, now: float) -> _Series:
-        self._closed.pop(key, None)
+        self._forget(key)
         if len(self._open) >= MOST_OPEN:
             self._close(min(self._open.values(), key=lambda series: series.last_heard), "stall")
         series = self._open[key] = _Series(key, last_heard=now)
@@ -393,8 +415,13 @@ class Ledger:
         self._closed[series.key] = series
         self._closed.move_to_end(series.key)
         while len(self._closed) > MOST_CLOSED:
-            self._closed.popitem(last=False)
+            self._forget(next(iter(self._closed)))
         self._to_report.append(series.account())
+
+    def _forget(self, key: SeriesKey) -> None:
+        series = self._closed.pop(key, None)
+        if series is not None:
+            self._forgotten.update(_counts(series.account()))
 
     def _finished(self, key: SeriesKey, number: int, outcome: str, now: float) -> None:
         with self._lock:
@@ -412,3 +439,7 @@ class Ledger:
             series.malformed += 1
         else:
             series.dropped += 1
+
+
+def _counts(account: Account) -> Counter[str]:
+    return Counter({name: getattr(account, name) for name in COUNTS})

@@ -26,7 +26,7 @@ import structlog
 
 from streamer import compression, config
 from streamer.decide import Decider
-from streamer.ledger import Ledger
+from streamer.ledger import COUNTS, Ledger
 from streamer.metrics import Metrics
 from streamer.outputs import Output
 from streamer.pipeline import Limits, Pipeline
@@ -159,13 +159,14 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def report(status: Status, pipeline: Pipeline, alarms: Sequence[Alarm] = ()) -> dict[str, Any]:
-    """What became of everything, as plain values: the JSON that `streamer run --json` ends with."""
-    accounts = status.closed
+    """What became of everything, as plain values: the JSON that `streamer run --json` ends with.
+
+    The counts are those of all series of the run; "series" holds the accounts of the last few.
+    """
+    totals = pipeline.ledger.totals()
     return {
-        "received": sum(account.received for account in accounts),
-        "analysed": sum(account.analysed for account in accounts),
-        "unaccounted": sum(account.unaccounted for account in accounts),
-        "series": [results.plain_account(account) for account in accounts],
+        **{name: totals[name] for name in COUNTS},
+        "series": [results.plain_account(account) for account in status.closed],
         "wire": results.plain_account(status.wire),
         "alarms": [results.plain_alarm(alarm) for alarm in alarms],
         "latency_ms": {name: round(value, 3) for name, value in pipeline.timing.overall_ms().items()},

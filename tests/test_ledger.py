@@ -230,6 +230,23 @@ def test_a_stopped_stream_names_what_it_did_not_finish() -> None:
     assert (account.analysed, account.dropped, account.missing, account.closed_by) == (2, 1, 2, "stop")
 
 
+def test_totals_count_every_series_once_also_those_long_forgotten_and_those_that_stalled_and_went_on() -> None:
+    ledger = Ledger(grace_s=0.0, stall_s=10.0)
+    for number in range(30):
+        key = SeriesKey(number)
+        ledger.start(start(key, 3), 0.0)
+        analyse(ledger, key, [0, 1])
+        ledger.end(key, 0.0)
+        ledger.tick(0.0)
+    key = SeriesKey(99)
+    ledger.start(start(key, 3), 0.0)
+    analyse(ledger, key, [0])
+    assert [account.closed_by for account in ledger.tick(20.0)] == ["stall"]
+    analyse(ledger, key, [1, 2], now=30.0)
+    totals = ledger.totals()
+    assert (totals["announced"], totals["analysed"], totals["missing"], totals["unaccounted"]) == (93, 63, 30, 0)
+
+
 @pytest.mark.parametrize("number", [-1, -(2**63)])
 def test_a_negative_number_is_malformed(number: int) -> None:
     ledger = Ledger()

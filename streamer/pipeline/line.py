@@ -11,6 +11,7 @@ from streamer.pipeline.neighbours import Analysis
 from streamer.records import BadFrame, Reduced, SeriesEnd, SeriesKey, SeriesStart
 
 POLL_S = 0.1  # how soon a thread that waits notices that the stream was stopped
+MOST_AHEAD = 64  # frames reduced and waiting for the model: when they pile up, the work queue fills and its rule holds
 ORDER_SIZE = 4096  # messages between socket and ledger, whatever they weigh; their bytes are bounded by the work queue
 
 
@@ -56,12 +57,16 @@ Outcome = SeriesStart | SeriesEnd | Answer | GivenUp | BadFrame | None
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One message's place in line. The message goes away as soon as it is worked off."""
+    """One message's place in line. The message goes away as soon as it is worked off.
+
+    is_taken: a worker took it, and it counts among those that are ahead of the model.
+    """
 
     message: Any | None
     kind: str | None
     received_ns: int
     outcome: Outcome = None
+    is_taken: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
     @property

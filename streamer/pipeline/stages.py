@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from streamer.compression import Scratch
 from streamer.ledger import Ledger
 from streamer.metrics import Metrics
-from streamer.pipeline.line import ORDER_SIZE, POLL_S, Answer, GivenUp, Limits, Outcome, Slot
+from streamer.pipeline.line import MOST_AHEAD, ORDER_SIZE, POLL_S, Answer, GivenUp, Limits, Outcome, Slot
 from streamer.pipeline.neighbours import Analysis, Decider, Message, Output, Source
 from streamer.pipeline.publisher import Publisher
 from streamer.pipeline.timing import Timing
@@ -78,6 +78,7 @@ class Pipeline:
             self.limits.queue_frames, is_barrier=lambda slot: not slot.is_image, max_bytes=self.limits.queue_bytes
         )
         self._order: Queue[Slot] = Queue(ORDER_SIZE)
+        self._ahead = threading.Semaphore(MOST_AHEAD + self.limits.workers)
         self._decisions: Queue[tuple[Answer, Sequence[ModelOutputs]] | None] = Queue(256)
         self._watch.queues(work=self._work, order=self._order, decisions=self._decisions)
         self._unfit: dict[str, str] = {}
@@ -178,13 +179,21 @@ class Pipeline:
         scratch = Scratch()
         with suppress(Closed):
             while True:
-                slot = self._work.take(POLL_S)
+                self._wait_for_the_model()
+                slot = self._work.take()
                 if slot is None:
                     continue
+                slot.is_taken = True
                 try:
                     slot.finish(self._worked_off(slot, scratch))
                 finally:
                     self._work.done()
+
+    def _wait_for_the_model(self) -> None:
+        """Before a message is taken, not after: so the oldest one is never the one that waits."""
+        while not self._ahead.acquire(timeout=POLL_S):
+            if self._failure is not None:
+                raise Closed
 
     def _worked_off(self, slot: Slot, scratch: Scratch) -> Outcome:
         message: Message | None = slot.message
@@ -255,6 +264,8 @@ class Pipeline:
                 answers: list[Answer] = []
                 for slot in batch:
                     self._enter(slot, answers)
+                    if slot.is_taken:
+                        self._ahead.release()
                 self._ask_models(answers)
         except Closed:
             pass

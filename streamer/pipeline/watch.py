@@ -5,7 +5,7 @@ Runs on the decide thread, so that rules and system alarms share one order.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,7 +53,6 @@ class Watch:
         self._timing = timing
         self._wall_time = wall_time
         self._queues: dict[str, Queue[Any]] = {}
-        self._closed: deque[Account] = deque(maxlen=8)
         self._last_message: float | None = None
         self._silent_since: float | None = None
         self._rate = 0.0
@@ -102,7 +101,7 @@ class Watch:
             source=self._source.url,
             wire=self._ledger.wire(),
             series=self._ledger.current(),
-            closed=tuple(self._closed),
+            closed=tuple(account for account in self._ledger.accounts() if account.closed_by),
             frames_per_second=self._rate,
             latency_ms=self._timing.recent_ms(),
             queues={
@@ -144,7 +143,6 @@ class Watch:
 
     def _report(self, closed: Sequence[Account]) -> None:
         for account in closed:
-            self._closed.append(account)
             self._metrics.series_closed(account.closed_by)
             self._metrics.frames("missing", account.missing)
             self._metrics.frames("before_join", account.before_join)

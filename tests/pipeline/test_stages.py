@@ -265,6 +265,27 @@ def test_a_stream_that_is_behind_gives_up_the_oldest_frames_and_counts_them() ->
     assert {result.number for result in output.results} >= {38, 39}
 
 
+def test_a_decision_that_is_slow_makes_the_work_queue_give_up_frames_and_keeps_memory_bounded() -> None:
+    gate = threading.Event()
+
+    class Slow(MeanPixel):
+        def interpret(self, reduced: Reduced, outputs: Any) -> Result:
+            gate.wait(30)
+            return super().interpret(reduced, outputs)
+
+    source = ListSource(series(range(2000)))
+    source.may_end.clear()
+    pipeline = Pipeline(source, [Slow()], Decider([]), [Lists()], limits=Limits(when_behind="skip", queue_frames=8))
+    pipeline.start()
+    wait_until(lambda: source.given == len(source.items))
+    gate.set()
+    source.may_end.set()
+    (account,) = pipeline.join().closed
+    assert account.dropped > 1000
+    assert account.dropped + account.analysed == 2000
+    assert account.unaccounted == 0
+
+
 def test_a_stopped_stream_drains_what_it_received() -> None:
     source = ListSource(series(range(20))[:-1])
     source.may_end.clear()
