@@ -11,6 +11,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember what was skipped for any reason but a missing GPU."""
+    if report.skipped and "gpu" not in report.keywords:
+        _skipped.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A whole file may be skipped, too."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything is at hand, a skip is a defect."""
+    if os.environ.get("CI") and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        sys.stderr.write(f"\nskipped in CI, where nothing but the GPU may be: {', '.join(_skipped)}\n")
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
