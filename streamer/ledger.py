@@ -243,10 +243,6 @@ class Ledger:
         """The frame turned out malformed after it was accepted."""
         self._finished(key, number, "malformed", now)
 
-    def given_up(self, key: SeriesKey, number: int, now: float) -> None:
-        """The frame was accepted and then given up, because the stream was stopped before its turn."""
-        self._finished(key, number, "dropped", now)
-
     # Time passes.
 
     def tick(self, now: float) -> list[Account]:

@@ -26,6 +26,8 @@ from streamer.queues import Closed, Queue
 from streamer.records import Account, Alarm, BadConfig, Frame, Result, Status
 from streamer.sources import Source
 
+MOST_ALARMS = 1000  # that a notebook is told of at the end; of more, the latest
+
 
 class _Basket(Output):
     """Holds results until the loop takes them."""
@@ -35,14 +37,16 @@ class _Basket(Output):
 
     def __init__(self) -> None:
         self.results: Queue[Result] = Queue(64)
-        self.alarms: list[Alarm] = []
+        self.alarms: dict[str, Alarm] = {}
 
     def write(self, result: Result) -> None:
         with suppress(Closed):
             self.results.put(result)
 
     def alarm(self, alarm: Alarm) -> None:
-        self.alarms = [held for held in self.alarms if held.id != alarm.id] + [alarm]
+        self.alarms[alarm.id] = alarm
+        if len(self.alarms) > MOST_ALARMS:
+            del self.alarms[next(iter(self.alarms))]
 
     def close(self) -> None:
         self.results.close()
@@ -108,7 +112,7 @@ class Stream:
             with suppress(Closed):
                 while True:
                     result = basket.results.take(POLL_S)
-                    self.alarms = basket.alarms
+                    self.alarms = list(basket.alarms.values())
                     if result is not None:
                         yield result
                     elif not pipeline.is_running:
@@ -118,7 +122,7 @@ class Stream:
             basket.results.close()
             self.status = pipeline.join()
             self.accounts = self.status.closed
-            self.alarms = basket.alarms
+            self.alarms = list(basket.alarms.values())
 
 
 def open(url: str, *, when_behind: Literal["skip", "wait"] | None = None) -> Stream:  # noqa: A001

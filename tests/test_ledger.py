@@ -293,7 +293,7 @@ class AnyWire(RuleBasedStateMachine):
         self.messages += 1
         self.ledger.malformed("size", key, number, self.now)
 
-    @rule(data=st.data(), outcome=st.sampled_from(["analysed", "unusable", "given_up"]))
+    @rule(data=st.data(), outcome=st.sampled_from(["analysed", "unusable"]))
     def finish(self, data: st.DataObject, outcome: str) -> None:
         if self.in_flight:
             place = data.draw(st.integers(0, len(self.in_flight) - 1))

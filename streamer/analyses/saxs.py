@@ -229,7 +229,7 @@ class Saxs(Analysis):
 
 
 def _quantities(profile: Profile) -> dict[str, Quantity]:
-    counts, pixels = int(profile.counts.sum()), int(profile.pixels.sum())
+    counts, pixels = float(profile.counts.sum()), int(profile.pixels.sum())
     looked_at = max(pixels + profile.invalid + profile.saturated, 1)
     return {
         "profile": Quantity(profile.intensity, profile.sigma, axes={"q": (profile.q, profile.unit)}),

@@ -12,8 +12,9 @@ from streamer.records import Alarm, Result, Status
 class Output(abc.ABC):
     """One place where results go. Every call may raise OutputDown: it is retried with back-off, the stream goes on.
 
-    when_full: "skip" drops the oldest result and counts it, "wait" holds the stream back. Alarms and the status are
-    never dropped. is_record: alarms are written here before any other output hears of them.
+    when_full: "skip" drops the oldest result and counts it, "wait" holds the stream back. An older status gives way to
+    a newer one; alarms are kept while results are not, thousands of them.
+    is_record: alarms are written here before any other output hears of them.
     """
 
     name: str

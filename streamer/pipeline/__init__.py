@@ -1,4 +1,4 @@
-"""The only room with threads: receive → decode + reduce → infer → decide → publish.
+"""The room with the threads: receive → decode + reduce → infer → decide → publish.
 
     source ─► receive ─►▒─► decode+reduce × N ─►▒─► infer ─►▒─► decide ─►▒─► each output its own thread
 
@@ -10,7 +10,7 @@ everything before it is finished, and nothing behind it is touched until it is.
     neighbours   what the pipeline asks of sources, analyses, rules and outputs: it imports none of them
     line         a message's place in line, and how much may wait
     stages       the pipeline itself: five stages, start, stop and join
-    watch        once a second: close what is over, say what was lost, raise the stream's own alarms
+    supervision  once a second: close what is over, say what was lost, raise the stream's own alarms
     publisher    one output, its queue and its thread
     timing       time per stage, latency, rate
 

@@ -17,6 +17,8 @@ log = structlog.get_logger("streamer.output")
 
 BACK_OFF_S = (0.1, 10.0)  # first and longest pause between two attempts at an output that is down
 
+MOST_ALARMS = 8192
+
 Publication = Result | Alarm | Status
 
 
@@ -24,7 +26,8 @@ class Publisher:
     """Hands results, alarms and the status to one output on a thread of its own.
 
     trouble: "" while the output is up, else what is wrong. failure: an error that is not the output's to have.
-    Results (and the status, of which a newer one follows) make room in a full queue; alarms are never dropped.
+    Results (and the status, of which a newer one follows) make room in a full queue. Alarms make room only for alarms,
+    and only when MOST_ALARMS of them wait: what is down that long is told the latest.
     """
 
     def __init__(self, output: Output, metrics: Metrics, *, size: int = 1024) -> None:
@@ -54,6 +57,8 @@ class Publisher:
                     pass
             else:
                 self._count_lost(self._queue.put_evicting(item, may_go=lambda held: not isinstance(held, Alarm)))
+                while self._queue.statistics().depth > MOST_ALARMS:
+                    self._count_lost([lost for lost in [self._queue.take(0.0)] if lost is not None])
 
     def record(self, alarm: Alarm, timeout_s: float) -> bool:
         """Hand over an alarm and wait until it is written. Returns False if it was not in time."""
@@ -85,7 +90,7 @@ class Publisher:
 
     def _count_lost(self, items: list[Publication]) -> None:
         self._settle(len(items))
-        lost = sum(isinstance(item, Result) for item in items)
+        lost = sum(not isinstance(item, Status) for item in items)
         if lost:
             self._metrics.output_dropped(self.output.name, lost)
 

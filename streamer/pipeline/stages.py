@@ -19,8 +19,8 @@ from streamer.metrics import Metrics
 from streamer.pipeline.line import MOST_AHEAD, ORDER_SIZE, POLL_S, Answer, GivenUp, Limits, Outcome, Slot
 from streamer.pipeline.neighbours import Analysis, Decider, Message, Output, Source
 from streamer.pipeline.publisher import Publisher
+from streamer.pipeline.supervision import Supervision
 from streamer.pipeline.timing import Timing
-from streamer.pipeline.watch import Watch
 from streamer.queues import Closed, Queue, WorkQueue
 from streamer.records import (
     Alarm,
@@ -29,6 +29,7 @@ from streamer.records import (
     BadModel,
     Frame,
     Reduced,
+    Result,
     SeriesEnd,
     SeriesStart,
     Status,
@@ -71,7 +72,7 @@ class Pipeline:
         self._quarantine = quarantine
         self._wall_time = wall_time
         self._publishers = [Publisher(output, self.metrics) for output in outputs]
-        self._watch = Watch(
+        self._supervision = Supervision(
             source, self.analyses, decider, self._publishers, self.ledger, self.metrics, self.timing, wall_time
         )
         self._work: WorkQueue[Slot] = WorkQueue(
@@ -79,8 +80,8 @@ class Pipeline:
         )
         self._order: Queue[Slot] = Queue(ORDER_SIZE)
         self._ahead = threading.Semaphore(MOST_AHEAD + self.limits.workers)
-        self._decisions: Queue[tuple[Answer, Sequence[ModelOutputs]] | None] = Queue(256)
-        self._watch.queues(work=self._work, order=self._order, decisions=self._decisions)
+        self._decisions: Queue[tuple[Answer, Sequence[ModelOutputs]] | threading.Event] = Queue(256)
+        self._supervision.queues(work=self._work, order=self._order, decisions=self._decisions)
         self._unfit: dict[str, str] = {}
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
@@ -94,11 +95,11 @@ class Pipeline:
 
     def start(self, standing: Sequence[Alarm] = ()) -> None:
         """Start every thread. Models are expected to be loaded and warm. standing: alarms that were active before."""
-        self._watch.state = "waiting"
+        self._supervision.state = "waiting"
         self.timing.take_rate(time.monotonic())
         for publisher in self._publishers:
             publisher.start()
-        self._watch.announce(standing)
+        self._supervision.announce(standing)
         for thread in [*self._stages, self._intake]:
             thread.start()
 
@@ -133,14 +134,14 @@ class Pipeline:
     def wind_up(self) -> Status:
         """Close the accounts and tell the outputs that nothing more comes; for when nothing is running any more."""
         if self._last_status is None:
-            self._last_status = self._watch.last_look(time.monotonic())
+            self._last_status = self._supervision.last_look(time.monotonic())
             for publisher in self._publishers:
                 publisher.close()
         return self._last_status
 
     def status(self) -> Status:
         """How the stream is doing now."""
-        return self._watch.status()
+        return self._supervision.status()
 
     # Receiving: one thread, touches no pixel.
 
@@ -157,7 +158,7 @@ class Pipeline:
             self._order.close()
 
     def _line_up(self, message: Message) -> None:
-        self._watch.message_received(time.monotonic())
+        self._supervision.message_received(time.monotonic())
         self.metrics.received()
         slot = Slot(message, message.kind, message.received_ns)
         self._order.put(slot)
@@ -309,7 +310,7 @@ class Pipeline:
             case BadFrame() as bad:
                 self.ledger.malformed(bad.reason, bad.series, bad.number, now)
                 self.metrics.malformed(bad.reason)
-                self._watch.example = str(bad)
+                self._supervision.example = str(bad)
             case SeriesStart() as start:
                 self._decide_all(answers)
                 self.ledger.start(start, now)
@@ -330,9 +331,10 @@ class Pipeline:
         """A restarted detector may use a series id again: what came before is decided before the new series opens."""
         self._ask_models(answers)
         answers.clear()
-        self._decisions.put(None)
-        while self._decisions.statistics().depth and self._failure is None:
-            time.sleep(0.001)
+        decided = threading.Event()
+        self._decisions.put(decided)
+        while not decided.wait(POLL_S) and self._failure is None:
+            pass
 
     def _ask_models(self, answers: Sequence[Answer]) -> None:
         if not answers:
@@ -359,22 +361,25 @@ class Pipeline:
         with suppress(Closed):
             while True:
                 decision = self._decisions.take(POLL_S)
-                if decision is not None:
+                if isinstance(decision, threading.Event):
+                    decision.set()
+                elif decision is not None:
                     self._conclude(*decision)
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + 1.0
-                    self._watch.look(time.monotonic())
+                    self._supervision.look(time.monotonic())
                     self._stop_if_an_output_failed()
 
     def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> None:
         began = time.perf_counter()
-        wall_time = self._wall_time()
-        for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
-            result = replace(analysis.interpret(reduced, output), wall_time=wall_time)
-            for publisher in self._publishers:
-                publisher.publish(result)
-            self._watch.announce(self.decider.decide(result, wall_time))
-            self.metrics.analysed(analysis.name)
+        try:
+            for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
+                self._say(analysis.interpret(reduced, output))
+        except BadFrame as bad:
+            self.ledger.unusable(answer.series, answer.number, time.monotonic())
+            self.metrics.malformed(bad.reason)
+            self._supervision.example = str(bad)
+            return
         self.ledger.analysed(answer.series, answer.number, time.monotonic())
         self._took("decide", time.perf_counter() - began)
         latency = 1e-9 * (time.monotonic_ns() - answer.received_ns) if answer.received_ns else None
@@ -382,9 +387,18 @@ class Pipeline:
         if latency is not None:
             self.metrics.latency(latency)
 
+    def _say(self, result: Result) -> None:
+        wall_time = self._wall_time()
+        result = replace(result, wall_time=wall_time)
+        for publisher in self._publishers:
+            publisher.publish(result)
+        self._supervision.announce(self.decider.decide(result, wall_time))
+        self.metrics.analysed(result.analysis)
+
     def _took(self, stage: str, seconds: float, frames: int = 1) -> None:
         self.timing.stage(stage, seconds, frames)
-        self.metrics.stage(stage, seconds)
+        for _ in range(frames):
+            self.metrics.stage(stage, seconds / frames)
 
     # Ending.
 

@@ -25,7 +25,7 @@ log = structlog.get_logger("streamer.stream")
 RECORD_S = 1.0  # how long an alarm waits to be on record before everybody else hears of it all the same
 
 
-class Watch:
+class Supervision:
     """Knows how the stream is doing and says so.
 
     state: "starting", "waiting" (for a first message or the next series), "running", "stalled", "stopped".
@@ -57,7 +57,7 @@ class Watch:
         self._silent_since: float | None = None
         self._rate = 0.0
         self._told: Counter[str] = Counter()
-        self._events: Counter[str] = Counter()
+        self._changes: Counter[str] = Counter()
 
     def queues(self, **queues: Queue[Any]) -> None:
         """Which queues to measure."""
@@ -73,10 +73,10 @@ class Watch:
         self._report(closed)
         self._complain()
         self._look_at_stream(now, has_stalled=any(account.closed_by == "stall" for account in closed))
-        events = Counter(self._source.counts)
-        for event in (events - self._events).elements():
-            self._metrics.source(event)
-        self._events = events
+        changes = Counter(self._source.counts)
+        for change in (changes - self._changes).elements():
+            self._metrics.source(change)
+        self._changes = changes
         for publisher in self._publishers:
             self._look_at_output(publisher)
         self._rate = self._timing.take_rate(now)
