@@ -135,12 +135,18 @@ def warm() -> None:
             )
 
 
+SMALL = 1 << 20
+"""Bytes that are not worth giving back."""
+
+
 class Scratch:
     """Buffers for decoded images, used again for every message: one Scratch per worker, not shared between threads.
 
     The n-th `empty` after a `reset` hands out the n-th buffer, so the channels of one message get buffers of their
-    own. A buffer is made, and its pages touched, when it is first needed, and grows when a larger image comes; after
-    that a frame costs no allocation and no page fault. What was handed out is valid until the next `reset`.
+    own. A buffer is made, and its pages touched, when it is first needed, and again when images of another size come;
+    while they stay the same a frame costs no allocation and no page fault. What one message asked for beyond the needs
+    of the next is given back, so that a single monstrous message takes no lasting memory. What was handed out is valid
+    until the next `reset`.
 
     limit: bytes in all buffers together.
     """
@@ -158,7 +164,9 @@ class Scratch:
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def reset(self) -> None:
-        """All buffers are free again. Call it before each message."""
+        """All buffers are free again; those that the last image message did not use are gone. Call it before each."""
+        if self._used:
+            del self._buffers[self._used :]
         self._used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -175,7 +183,7 @@ class Scratch:
     def _buffer(self, length: int) -> Bytes:
         """The next free buffer, at least `length` bytes long."""
         is_new = self._used == len(self._buffers)
-        if not is_new and self._buffers[self._used].nbytes >= length:
+        if not is_new and length <= self._buffers[self._used].nbytes <= 2 * length + SMALL:
             return self._buffers[self._used]
         held = self.nbytes - (0 if is_new else self._buffers[self._used].nbytes)
         if held + length > self.limit:

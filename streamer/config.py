@@ -23,7 +23,6 @@ Relative paths in a beamline file are relative to its folder.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -42,7 +41,7 @@ import msgspec
 from streamer.analyses import Analysis
 from streamer.decide import Rule
 from streamer.outputs import Output
-from streamer.records import BadConfig, BadInput, BadModel
+from streamer.records import BadConfig, BadInput, BadModel, did_you_mean
 from streamer.sources import Source
 from streamer.wire import Format
 
@@ -83,13 +82,6 @@ def find(wing: Wing, name: str) -> type[Any]:
 
 def _listed(wing: Wing) -> str:
     return ", ".join(names(wing))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a word nobody knows."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else f"; expected one of: {', '.join(known) or 'none'}"
 
 
 def build(wing: Wing, name: str, table: Mapping[str, Any], *, folder: Path | None = None) -> Any:
@@ -241,12 +233,15 @@ class Settings:
     quarantine: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("workers", "max_batch", "queue_frames"):
-            if not 1 <= getattr(self, name) <= 4096:
-                raise BadConfig(f"{name} = {getattr(self, name)}: expected a number from 1 to 4096")
-        for name in ("max_wait_ms", "queue_MB", "grace_s", "stall_s", "drain_s"):
-            if not 0 <= getattr(self, name) <= 86_400:
-                raise BadConfig(f"{name} = {getattr(self, name)}: expected a number from 0 to 86400")
+        ranges = dict.fromkeys(("workers", "max_batch", "queue_frames"), (1, 4096))
+        ranges |= dict.fromkeys(("max_wait_ms", "queue_MB", "grace_s", "stall_s", "drain_s"), (0, 86_400))
+        problems = [
+            f"{name} = {getattr(self, name)}: expected a number from {low} to {high}"
+            for name, (low, high) in ranges.items()
+            if not low <= getattr(self, name) <= high
+        ]
+        if problems:
+            raise BadConfig(*problems)
 
 
 @dataclass(frozen=True)
@@ -261,74 +256,99 @@ class Beamline:
 
 def read(path: Path) -> Beamline:
     """Read a beamline file. Raises BadConfig with everything that is wrong, one sentence each, file and key first."""
+    reader = _Reader(path)
+    beamline = reader.read(_document(path))
+    if reader.problems or beamline is None:
+        raise BadConfig(*reader.problems)
+    return beamline
+
+
+def check(path: Path) -> list[str]:
+    """Everything that is wrong with a beamline file, models and geometries included; nothing is attached to.
+
+    What can be built is built although other things are wrong, so that one look finds everything.
+    """
+    reader = _Reader(path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        reader.read(_document(path))
+    except BadConfig as wrong:
+        return list(wrong.problems)
+    for where, make in reader.plug_ins:
+        try:
+            make()
+        except (BadConfig, BadModel, BadInput) as wrong:
+            reader.problems += [f"{where} {line}" for line in str(wrong).splitlines()]
+    return reader.problems
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig(f"{path}: cannot be read ({error.strerror}); give the path of a beamline file") from error
     except UnicodeDecodeError as error:
         raise BadConfig(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise BadConfig(f"{path}: is not TOML: {error}") from error
-    return _Reader(path).read(document)
 
 
 class _Reader:
-    """Collects every problem of one beamline file before it complains."""
+    """Reads one beamline file, and collects everything that is wrong with it.
+
+    plug_ins: where in the file, and what builds it, for every plug-in whose arguments fit as far as they go.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = path.resolve().parent
-        self._problems: list[str] = []
+        self.problems: list[str] = []
+        self.plug_ins: list[tuple[str, functools.partial[Any]]] = []
 
-    def read(self, document: dict[str, Any]) -> Beamline:
+    def read(self, document: dict[str, Any]) -> Beamline | None:
         sections = {name: self._section(document, name) for name in ("analyse", "alarm", "publish")}
         top = {key: value for key, value in document.items() if key not in sections}
         known = [*inspect.signature(Settings).parameters, *sections]
         unknown = [key for key in top if key not in known]
-        self._problems += [f"{self._path}: unknown key '{key}'{did_you_mean(key, known)}" for key in unknown]
+        self.problems += [f"{self._path}: unknown key '{key}'{did_you_mean(key, known)}" for key in unknown]
         settings = self._settings({key: value for key, value in top.items() if key in known})
         defaults = {"device": settings.device, "max_batch": settings.max_batch} if settings else {}
         analyses = self._plug_ins("analyse", sections["analyse"], defaults)
         outputs = self._plug_ins("publish", sections["publish"], {})
         rules = self._rules(sections["alarm"], sections["analyse"])
         if not sections["analyse"] and "analyse" not in document:
-            self._problems.append(f"{self._path}: nothing to do: add a table [analyse.NAME], such as [analyse.saxs]")
-        if self._problems or settings is None:
-            raise BadConfig(*self._problems)
-        return Beamline(settings, analyses, tuple(rules), outputs)
+            self.problems.append(f"{self._path}: nothing to do: add a table [analyse.NAME], such as [analyse.saxs]")
+        return None if settings is None else Beamline(settings, analyses, tuple(rules), outputs)
 
     def _section(self, document: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
         section = document.get(name, {})
         if not isinstance(section, dict) or not all(isinstance(table, dict) for table in section.values()):
-            self._problems.append(f"{self._path}: '{name}' holds {section!r}; expected tables such as [{name}.NAME]")
+            self.problems.append(f"{self._path}: '{name}' holds {section!r}; expected tables such as [{name}.NAME]")
             return {}
         return section
 
     def _settings(self, table: dict[str, Any]) -> Settings | None:
         arguments, problems = fit(Settings, table, f"{self._path}:", folder=self._folder)
-        self._problems += problems
+        self.problems += problems
         if isinstance(arguments.get("source"), str):
             self._check_source(arguments["source"])
-        if problems:
-            return None
         try:
-            return Settings(**arguments)
+            return Settings(**{"source": "", **arguments})
         except BadConfig as wrong:
-            self._problems += [f"{self._path}: {problem}" for problem in wrong.problems]
+            self.problems += [f"{self._path}: {problem}" for problem in wrong.problems]
             return None
 
     def _check_source(self, url: str) -> None:
         try:
             name, arguments, problems = parse_source(url)
         except BadConfig as wrong:
-            self._problems += [f"{self._path}: {problem}" for problem in wrong.problems]
+            self.problems += [f"{self._path}: {problem}" for problem in wrong.problems]
             return
-        self._problems += [f"{self._path}: {problem}" for problem in problems]
+        self.problems += [f"{self._path}: {problem}" for problem in problems]
         stored = arguments.get("path")
         if name in ("recorded", "recording") and isinstance(stored, Path) and "*" not in str(stored):
             paths = [Path(one) for one in str(stored).split(",")]
             missing = [one for one in paths if not (self._folder / one).exists() and not one.exists()]
-            self._problems += [
+            self.problems += [
                 f"{self._path}: source '{url}': there is no file {one}; a detector is written FORMAT+tcp://HOST:PORT"
                 f" (formats: {_listed('wire')}), a simulation sim:saxs"
                 for one in missing
@@ -342,14 +362,16 @@ class _Reader:
             try:
                 plug_in: Callable[..., Any] = find(_SECTIONS[section], title)
             except BadConfig as unknown:
-                self._problems.append(f"{self._path}: [{section}.{title}] {unknown}")
+                self.problems.append(f"{self._path}: [{section}.{title}] {unknown}")
                 continue
             where = f"{self._path}: [{section}.{title}]"
             arguments, problems = fit(plug_in, table, where, folder=self._folder)
-            self._problems += problems
+            self.problems += problems
             takes = inspect.signature(plug_in).parameters
             offered = {name: value for name, value in defaults.items() if name in takes and name not in arguments}
             found[title] = functools.partial(plug_in, **offered, **arguments)
+            if not any(name not in arguments and takes[name].default is takes[name].empty for name in takes):
+                self.plug_ins.append((where, found[title]))
         return found
 
     def _rules(self, tables: dict[str, dict[str, Any]], analyses: Mapping[str, Any]) -> list[Rule]:
@@ -359,13 +381,13 @@ class _Reader:
             arguments, problems = fit(Rule, table, where, given=("name",))
             if isinstance(arguments.get("watch"), str):
                 problems += self._check_watch(arguments["watch"], analyses, where)
-            self._problems += problems
-            if problems:
+            self.problems += problems
+            if "watch" not in arguments:
                 continue
             try:
                 rules.append(Rule(name=name, **arguments))
             except BadConfig as wrong:
-                self._problems += [f"{self._path}: {problem}" for problem in wrong.problems]
+                self.problems += [f"{self._path}: {problem}" for problem in wrong.problems]
         return rules
 
     def _check_watch(self, watch: str, analyses: Mapping[str, Any], where: str) -> list[str]:
@@ -383,26 +405,6 @@ class _Reader:
         if says and quantity not in says:
             return [f"{where} watch = '{watch}': {analysis} has no quantity '{quantity}'{did_you_mean(quantity, says)}"]
         return []
-
-
-def check(path: Path) -> list[str]:
-    """Everything that is wrong with a beamline file, models and geometries included; nothing is attached to."""
-    try:
-        beamline = read(path)
-    except BadConfig as wrong:
-        return list(wrong.problems)
-    problems: list[str] = []
-    for name, make in beamline.analyses.items():
-        try:
-            make()
-        except (BadConfig, BadModel, BadInput) as wrong:
-            problems.append(f"{path}: [analyse.{name}] {wrong}")
-    for name, make_output in beamline.outputs.items():
-        try:
-            make_output()
-        except (BadConfig, BadInput) as wrong:
-            problems.append(f"{path}: [publish.{name}] {wrong}")
-    return problems
 
 
 def _plug_in(module: Any, base: type) -> type[Any] | None:

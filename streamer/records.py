@@ -29,8 +29,9 @@ Errors. Everything the package raises on purpose derives from `StreamerError`:
 
 from __future__ import annotations
 
+import difflib
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -39,6 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "HC_EV_A",
+    "UNITS",
     "Account",
     "Alarm",
     "BadConfig",
@@ -59,7 +62,22 @@ __all__ = [
     "StreamerError",
     "WireAccount",
     "WireRecord",
+    "did_you_mean",
 ]
+
+HC_EV_A = 12398.419843320026
+"""h·c in eV·Å, exact in the SI of 2019: turns a photon energy into a wavelength."""
+
+UNITS = {
+    "1/nm": ("inverse length", 1.0),
+    "1/A": ("inverse length", 10.0),
+    "1/Å": ("inverse length", 10.0),
+    "nm": ("length", 1.0),
+    "A": ("length", 0.1),
+    "Å": ("length", 0.1),
+    "pm": ("length", 0.001),
+}
+"""What a unit is of, and how many of the first one listed it makes."""
 
 
 class StreamerError(Exception):
@@ -103,6 +121,13 @@ class SourceLost(StreamerError):
 
 class OutputDown(StreamerError):
     """A place results go to cannot be reached. The output's thread retries; the stream goes on."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a word nobody knows: the nearest one known, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; expected one of: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +178,11 @@ class SeriesStart:
     detector: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     received_ns: int = 0
+
+    @property
+    def photon_wavelength_A(self) -> float | None:
+        """The wavelength as the header gives it, or from the photon energy; None where it gives neither."""
+        return self.wavelength_A or (HC_EV_A / self.energy_eV if self.energy_eV else None)
 
 
 @dataclass(frozen=True, slots=True)

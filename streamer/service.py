@@ -11,6 +11,7 @@ SIGTERM stops the intake, lets what was received be analysed for at most `drain_
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import sys
@@ -30,33 +31,51 @@ from streamer.ledger import COUNTS, Ledger
 from streamer.metrics import Metrics
 from streamer.outputs import Output
 from streamer.pipeline import Limits, Pipeline
-from streamer.records import Alarm, BadFrame, Status
+from streamer.records import Alarm, BadConfig, BadFrame, Status
 from streamer.wire import results
 
 log = structlog.get_logger("streamer.service")
 
 KEPT_IN_QUARANTINE = 100
+MOST_PARTS_KEPT = 8
 MOST_BYTES_KEPT = 4 * 2**20  # the head of a larger message tells what is wrong with it
+LEAST_PAUSE_S = 0.1  # between two that are kept
 
 
 class Quarantine:
     """Keeps the last messages that could not be used, for whoever wants to know why. Called from any worker."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises BadConfig if the folder cannot be made."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadConfig(f"quarantine = '{folder}': cannot be made ({error.strerror}); choose another") from error
         self._folder = folder
+        self._clock = clock
         self._count = 0
+        self._next = -math.inf
         self._lock = threading.Lock()
 
     def __call__(self, bad: BadFrame, parts: Sequence[Any]) -> None:
+        """Keep a message. A flood is sampled, not kept: the ledger counts it, and a disk has better things to do."""
         with self._lock:
+            if self._clock() < self._next:
+                return
+            self._next = self._clock() + LEAST_PAUSE_S
             place = self._count % KEPT_IN_QUARANTINE
             self._count += 1
+            try:
+                self._keep(place, bad.reason, parts)
+            except OSError as error:
+                log.warning("a bad message could not be kept", folder=str(self._folder), reason=error.strerror)
+
+    def _keep(self, place: int, reason: str, parts: Sequence[Any]) -> None:
         for old in self._folder.glob(f"{place:03d}-*"):
             old.unlink(missing_ok=True)
-        for index, part in enumerate(parts):
+        for index, part in enumerate(parts[:MOST_PARTS_KEPT]):
             if isinstance(part, (bytes, bytearray, memoryview)):
-                file = self._folder / f"{place:03d}-{bad.reason}-part{index}.bin"
+                file = self._folder / f"{place:03d}-{reason}-part{index}.bin"
                 file.write_bytes(bytes(memoryview(part)[:MOST_BYTES_KEPT]))
 
 
@@ -148,6 +167,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
             sys.stderr.write("streamer: second signal, ending at once\n")
             os._exit(128 + number)
         asked = True
+        sys.stderr.write("streamer: asked to stop; once more ends at once\n")
         stop()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}

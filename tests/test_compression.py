@@ -295,3 +295,21 @@ def test_scratch_refuses_images_beyond_its_limit_and_stays_usable() -> None:
     scratch.reset()
     with pytest.raises(BadFrame):
         scratch.empty((2**62, 2**62), np.uint8)
+
+
+def test_one_monstrous_message_takes_no_lasting_memory() -> None:
+    scratch = Scratch()
+    for _ in range(14):
+        scratch.empty((4000, 1000), np.uint64)
+    scratch.reset()
+    scratch.empty((4000, 1000), np.uint16)
+    scratch.reset()
+    assert scratch.nbytes < 10e6
+
+
+def test_a_message_without_an_image_costs_no_buffer() -> None:
+    scratch = Scratch()
+    before = scratch.empty((1000, 1000), np.uint16)
+    scratch.reset()
+    scratch.reset()
+    assert np.shares_memory(scratch.empty((1000, 1000), np.uint16), before)

@@ -162,3 +162,26 @@ def test_a_destination_is_a_format_and_an_address() -> None:
     assert (speaks.name, address) == ("dectris2", "tcp://127.0.0.1:31001")
     with pytest.raises(BadConfig, match="expected FORMAT"):
         config.destination("tcp://127.0.0.1:31001")
+
+
+def test_mistakes_of_every_layer_are_reported_together(tmp_path: Path) -> None:
+    problems = problems_of(
+        """
+        source = "sim:saxs?frames=ten"
+        workers = 0
+        queue_frames = 0
+        [analyse.saxs]
+        binz = 5
+        poni = "no.poni"
+        [alarm.a]
+        watch = "saxs.anomalie"
+        above = 0.9
+        for_frames = 0
+        [publish.journal]
+        path = "x.jsonl"
+        max_bytes = 1
+        """,
+        tmp_path,
+    )
+    for word in ("'ten'", "workers", "queue_frames", "binz", "no.poni", "anomalie", "for_frames", "max_bytes"):
+        assert any(word in problem for problem in problems), (word, problems)

@@ -29,18 +29,16 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer.analyses import Analysis
-from streamer.infer import load_model, require_coverage
-from streamer.records import BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
+from streamer.infer import load_model, require_coverage, require_tensors
+from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce.azimuthal import Integrator, Profile
 from streamer.reduce.curves import channels, rebin
-from streamer.reduce.detector import HC_EV_ANGSTROM, Geometry, geometry_of, read_geometry
+from streamer.reduce.detector import Geometry, geometry_of, read_geometry
 
 log = structlog.get_logger(__name__)
 
 LEAST_COVERAGE = 0.45
 """Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
-
-PER_NM = {"1/nm": 1.0, "1/A": 10.0}
 
 WAVELENGTH_TOLERANCE = 1e-3
 """Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
@@ -93,8 +91,9 @@ class Saxs(Analysis):
         self.polarization, self.solid_angle = polarization, solid_angle
         self.channel = channel
         self._card = self.model.card
+        require_tensors(self._card, {"curve": "1"}, {"anomaly": "1", "sigma": "1", "entropy": "1"})
         self._grid = self._card.grid("q")
-        self._to_grid = PER_NM[unit] / PER_NM[self._card.grids["q"].unit]
+        self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
         self._chosen_channel = channel
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
         self._geometry = self._given
@@ -240,7 +239,7 @@ def _quantities(profile: Profile) -> dict[str, Quantity]:
 
 
 def _warn_of_another_wavelength(geometry: Geometry, series: SeriesStart) -> None:
-    announced = series.wavelength_A or (HC_EV_ANGSTROM / series.energy_eV if series.energy_eV else None)
+    announced = series.photon_wavelength_A
     if announced is not None and abs(announced / geometry.wavelength_A - 1) > WAVELENGTH_TOLERANCE:
         log.warning(
             "the detector announces another wavelength than the .poni, which is used",

@@ -5,7 +5,7 @@ A model is a folder with two files. `card.toml` is what the model says of itself
 `infer/model.py` loads the network and asks it.
 """
 
-from streamer.infer.card import Card, Grid, ModelInput, ModelOutput, read_card, require_coverage
+from streamer.infer.card import Card, Grid, ModelInput, ModelOutput, read_card, require_coverage, require_tensors
 from streamer.infer.device import Device, choose_device, cuda_obstacle
 from streamer.infer.model import Model, find_model, list_models, load_model
 
@@ -23,4 +23,5 @@ __all__ = [
     "load_model",
     "read_card",
     "require_coverage",
+    "require_tensors",
 ]

@@ -6,11 +6,10 @@ otherwise be found out by wrong answers.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -19,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.records import BadInput, BadModel
+from streamer.records import UNITS, BadInput, BadModel, did_you_mean
 
 __all__ = ["CARD", "NETWORK", "Card", "Grid", "ModelInput", "ModelOutput", "read_card", "require_coverage"]
 
@@ -27,17 +26,6 @@ DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int6
 Entry = TypeVar("Entry", bound=msgspec.Struct)
 
 CARD, NETWORK = "card.toml", "model.onnx"
-
-# What a unit is of, and how many of the first one listed it makes.
-UNITS = {
-    "1/nm": ("inverse length", 1.0),
-    "1/A": ("inverse length", 10.0),
-    "1/Å": ("inverse length", 10.0),
-    "nm": ("length", 1.0),
-    "A": ("length", 0.1),
-    "Å": ("length", 0.1),
-    "pm": ("length", 0.001),
-}
 
 
 class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -208,6 +196,24 @@ def require_coverage(card: Card, grid_name: str, low: float, high: float, unit: 
     return covered
 
 
+def require_tensors(card: Card, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    """Check that a model takes and gives what an analysis will ask of it.
+
+    inputs, outputs: name → unit. Raises BadModel naming every tensor that is missing, not foreseen or in another unit.
+    """
+    problems = []
+    for side, wanted, given in (("input", inputs, card.inputs), ("output", outputs, card.outputs)):
+        found = {name: tensor.unit for name, tensor in given.items()}
+        for name, unit in wanted.items():
+            if name not in found:
+                problems.append(f"{side} '{name}' is missing{did_you_mean(name, found)}")
+            elif found[name] != unit:
+                problems.append(f"{side} '{name}' is in '{found[name]}', expected '{unit}'")
+    problems += [f"input '{name}' is asked for, and nobody gives it" for name in card.inputs if name not in inputs]
+    if problems:
+        raise BadModel(f"{card.name}: this model answers another question: {'; '.join(problems)} ({CARD})")
+
+
 def _check_grid_of(tensor: ModelInput | ModelOutput, card: Card, where: str) -> None:
     if tensor.grid is None:
         return
@@ -267,11 +273,6 @@ def _convert_unit(unit: str, wanted: str, who: str) -> float:
     if kind != wanted_kind:
         raise BadModel(f"{who} is in {wanted} ({CARD}), the geometry in {unit}; give the range in {wanted}")
     return factor / wanted_factor
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def listed(names: Iterable[str]) -> str:

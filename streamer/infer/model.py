@@ -26,9 +26,9 @@ import structlog
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
-from streamer.infer.card import CARD, NETWORK, Card, ModelInput, ModelOutput, did_you_mean, listed, read_card
+from streamer.infer.card import CARD, NETWORK, Card, ModelInput, ModelOutput, listed, read_card
 from streamer.infer.device import ORT_FATAL, Device, choose_device, runtime, silence
-from streamer.records import BadInput, BadModel
+from streamer.records import BadInput, BadModel, did_you_mean
 
 __all__ = ["Model", "find_model", "list_models", "load_model"]
 
@@ -78,7 +78,7 @@ def find_model(name_or_path: str | Path) -> Path:
     known = {folder.name: folder for folder in list_models()}
     if name_or_path in known:
         return known[name_or_path]
-    meant = did_you_mean(name_or_path, known) or f"; expected one of {listed(known) or 'none at all'}"
+    meant = did_you_mean(name_or_path, known)
     hint = f"; the folder of that name is './{name_or_path}'" if path.is_dir() else ""
     raise BadModel(f"no model named '{name_or_path}'{meant}{hint}")
 

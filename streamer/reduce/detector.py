@@ -32,9 +32,6 @@ Unit = Literal["1/nm", "1/A"]
 
 PYFAI_UNIT = {"1/nm": "q_nm^-1", "1/A": "q_A^-1"}
 
-HC_EV_ANGSTROM = 12398.419843320026
-"""h·c in eV·Å, exact in the SI of 2019: turns a photon energy into a wavelength."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
@@ -202,7 +199,7 @@ def geometry_of(series: SeriesStart, channel: str = "") -> Geometry:
     The header's flat field is left alone: detectors that send one have applied it.
     Raises BadInput naming every field that the header lacks or gives as zero.
     """
-    wavelength_A = series.wavelength_A or (HC_EV_ANGSTROM / series.energy_eV if series.energy_eV else None)
+    wavelength_A = series.photon_wavelength_A
     pixel_size_m = series.pixel_size_m if series.pixel_size_m and min(series.pixel_size_m) > 0 else None
     fields = {
         "beam_center": series.beam_center,

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.records import HC_EV_A
+
 Floats = NDArray[np.float64]
 
 ENERGY_EV = 12_400.0
-WAVELENGTH_A = 12_398.419843 / ENERGY_EV
-"""h c = 12 398.419843 eV Å (SI 2019)."""
+WAVELENGTH_A = HC_EV_A / ENERGY_EV
 DISTANCE_M = 2.0
 BEAMSTOP_M = 1.5e-3
 """Radius; the arm that holds it is as wide. 0.05 nm⁻¹ at this distance and energy."""

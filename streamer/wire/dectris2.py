@@ -62,6 +62,9 @@ MAX_CHANNELS = 16
 """Channels in one image. Detectors have up to four thresholds and their differences; each channel is a whole image in
 memory, so a message may not ask for any number of them."""
 
+USUAL_CHANNELS = 4
+"""Full images in one message: a detector's thresholds and their difference. More channels must be smaller."""
+
 MAX_UNIQUE = 200
 """Characters of a series_unique_id, which is kept and printed; DECTRIS sends 26."""
 
@@ -206,9 +209,12 @@ class Dectris2(Format):
         start_s, stop_s, real_s = (fields.rational(f"{name}_time") for name in ("start", "stop", "real"))
         limit = self._limit(series)
         extra = fields.extra(_IMAGE_FIELDS)
+        channels = fields.channels()
+        if sum(math.prod(array.shape) for _, array in channels) > USUAL_CHANNELS * limit:
+            raise BadFrame("size", f"{len(channels)} channels that together exceed {USUAL_CHANNELS} × {limit} pixels")
         return [
             Frame(_unpack(array, limit, scratch), series, number, channel, start_s, stop_s, real_s, received_ns, extra)
-            for channel, array in fields.channels()
+            for channel, array in channels
         ]
 
     def _remember(self, series: SeriesKey, pixels: int) -> None:

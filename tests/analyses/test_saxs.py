@@ -8,11 +8,13 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
 from streamer.analyses.saxs import Saxs
+from streamer.infer import find_model, read_card, require_tensors
 from streamer.records import BadFrame, BadInput, BadModel, Frame, Result, SeriesKey, SeriesStart
 from streamer.reduce.detector import geometry_of
 from streamer.sources import Message
@@ -238,3 +240,17 @@ def test_a_configured_channel_is_the_only_one_accepted() -> None:
     saxs, frame = Saxs(channel="threshold_2", device="cpu"), one_frame(simulated())
     assert not saxs.accepts(frame)
     assert saxs.accepts(replace(frame, channel="threshold_2"))
+
+
+def test_a_model_that_takes_another_unit_is_refused() -> None:
+    card = read_card(find_model("saxs"))
+    heavy = msgspec.structs.replace(card.inputs["curve"], unit="kg")
+    with pytest.raises(BadModel, match="input 'curve' is in 'kg', expected '1'"):
+        require_tensors(msgspec.structs.replace(card, inputs={"curve": heavy}), {"curve": "1"}, {"anomaly": "1"})
+
+
+def test_a_model_that_gives_other_answers_is_refused_with_all_that_is_missing() -> None:
+    card = read_card(find_model("saxs"))
+    other = msgspec.structs.replace(card, outputs={"anomalie": card.outputs["anomaly"]})
+    with pytest.raises(BadModel, match=r"'anomaly' is missing; did you mean 'anomalie'\?; output 'sigma' is missing"):
+        require_tensors(other, {"curve": "1"}, {"anomaly": "1", "sigma": "1"})

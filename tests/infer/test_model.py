@@ -61,7 +61,7 @@ def test_a_model_is_found_by_name_and_an_unknown_name_is_corrected(
     assert find_model("saxs") == tmp_path / "wheel" / "saxs"
     with pytest.raises(BadModel, match="no model named 'sax'; did you mean 'saxs'"):
         find_model("sax")
-    with pytest.raises(BadModel, match="no model named 'unheard-of'; expected one of 'rdf', 'saxs'"):
+    with pytest.raises(BadModel, match="no model named 'unheard-of'; expected one of: rdf, saxs"):
         find_model("unheard-of")
 
 
