@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -154,3 +155,38 @@ def test_every_frame_of_two_series_is_accounted_for(detector):
     counted = ledger.wire()
     assert (counted.messages, counted.control, counted.accepted) == (12, 6, 6)
     assert live.counts["connected"] == 1
+
+
+def test_the_service_accounts_for_every_frame_of_a_live_run(detector, python, tmp_path):
+    file = tmp_path / "beamline.toml"
+    file.write_text(f'source = "dectris2+{detector.stream}"\n[analyse.saxs]\n', encoding="utf-8")
+    with (tmp_path / "service.log").open("w") as log:
+        words = [python, "-m", "streamer", "run", str(file), "--json"]
+        service = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        wait_for_line(tmp_path / "service.log", '"connected"')
+        for images in (3, 2):
+            detector.configure(images)
+            detector.put("detector/command/arm")
+            detector.put("detector/command/trigger")
+            detector.put("detector/command/disarm")
+        wait_for_line(tmp_path / "service.log", "series closed", times=2)
+        service.terminate()
+        report = json.loads(service.communicate(timeout=60)[0].splitlines()[-1])
+    finally:
+        service.kill()
+        service.wait()
+    assert service.returncode == 0
+    assert (report["announced"], report["analysed"], report["unaccounted"]) == (5, 5, 0)
+    assert [account["closed_by"] for account in report["series"]] == ["end", "end"]
+    assert report["wire"]["malformed"] == {}
+    assert report["wire"]["control"] == 6  # two starts, two ends, and each end once more
+
+
+def wait_for_line(log: Path, words: str, times: int = 1) -> None:
+    """Wait until a log holds these words so many times."""
+    deadline = time.monotonic() + 90
+    pause = threading.Event()
+    while log.read_text(encoding="utf-8").count(words) < times:
+        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
+        pause.wait(0.1)
