@@ -190,7 +190,7 @@ class Metrics:
     # What is done with it.
 
     def stage(self, name: str, seconds: float) -> None:
-        """One frame was worked on in a stage ("decode", "reduce", "infer", "decide", "publish")."""
+        """One frame was worked on in a stage ("decode", "reduce", "infer", "decide")."""
         self._stage(name).observe(seconds)
 
     def latency(self, seconds: float) -> None:

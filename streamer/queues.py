@@ -1,4 +1,4 @@
-"""Bounded queues: back-pressure or counted loss, batches, statistics. The only way from one thread to another.
+"""Bounded queues: back-pressure or counted loss, batches, statistics: how the stages' threads meet.
 
 The failure first: an unbounded queue hides a stage that is too slow until the machine runs out of memory, and then
 everything is lost at once. So every queue has a size, says what happens when it is full, and measures itself.

@@ -387,7 +387,7 @@ class Status:
     state: "starting", "waiting" (for a first message), "running", "stalled" or "stopped".
     is_ready: models are loaded and warm and the source is open.
     latency_ms: percentile name ("p50", "p99", "max") → milliseconds from socket to decision over the last frames.
-    queues: queue name → {"depth", "size", "dropped"}. stages: stage name → mean milliseconds per frame lately.
+    queues: queue name → {"depth", "size"}. devices: analysis → where its model runs. stages: stage name → mean milliseconds per frame lately.
     outputs: output name → "up" or what is wrong. wall_time: UTC seconds since 1970.
     """
 

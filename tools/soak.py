@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -57,7 +58,6 @@ def soak(folder: Path, detector: str, seconds: float, rate: float) -> dict[str, 
     np.save(folder / "mask.npy", source.geometry.mask)
     (folder / "beamline.toml").write_text(BEAMLINE.format(**ports), encoding="utf-8")
     streamer = [sys.executable, "-m", "streamer"]
-    log = (folder / "service.log").open("w")
     simulator = subprocess.Popen(
         [*streamer, "simulate", source.url, "--to", f"dectris2+tcp://127.0.0.1:{ports['detector']}", "--json"],
         stdout=subprocess.PIPE,
@@ -65,9 +65,10 @@ def soak(folder: Path, detector: str, seconds: float, rate: float) -> dict[str, 
         text=True,
     )
     began = time.monotonic()
-    service = subprocess.Popen(
-        [*streamer, "run", "beamline.toml", "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
-    )
+    with (folder / "service.log").open("w") as log:
+        service = subprocess.Popen(
+            [*streamer, "run", "beamline.toml", "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
+        )
     view = FirstResult()
     samples: list[tuple[float, float]] = []
     with Watcher(f"tcp://127.0.0.1:{ports['results']}", view) as watcher:
@@ -80,6 +81,8 @@ def soak(folder: Path, detector: str, seconds: float, rate: float) -> dict[str, 
     report = json.loads(service.communicate(timeout=60)[0].splitlines()[-1])
     simulator.kill()
     sent = simulator.communicate()[0].splitlines()
+    if not samples:
+        raise SystemExit(f"no result came within {seconds + 120:.0f} s; service and simulator ran in {folder}")
     half = np.array(samples[len(samples) // 2 :])
     slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0] * 60) if len(half) > 2 else float("nan")
     return {
@@ -100,7 +103,7 @@ def soak(folder: Path, detector: str, seconds: float, rate: float) -> dict[str, 
 def resident_MB(pid: int) -> float:
     """The resident set of a process, in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python -m models.saxs.evaluate [--quick] [--json] [--write] [--real FOLDER]
 
-The figures are those of the exported file, asked as `streamer` asks it. "Alarm" is the default rule of the beamline on
-a single frame: anomaly − 2·sigma > 0.9. The rule wants five such frames in a row, so its false alarms are fewer.
+The figures are those of the exported file, asked as `streamer` asks it. "Alarm" is the rule of the README's beamline
+file on a single frame: anomaly − 2·sigma > 0.9. That rule wants five such frames in a row: fewer false alarms yet.
 `--real` checks real frames, which took no part in training: a folder with `saxs/raw_gi_series` and so on.
 """
 
@@ -32,7 +32,7 @@ from streamer.reduce.curves import channels, rebin
 
 TEST_SEED = 2_000_003
 ABOVE, SIGMAS = 0.9, 2.0
-"""The default rule: anomaly − SIGMAS·sigma > ABOVE."""
+"""The rule of the README's beamline file: anomaly − SIGMAS·sigma > ABOVE."""
 D_BINS = (5.0, 10.0, 30.0, 100.0, 300.0, float("inf"))
 REAL_SERIES = ("raw_gi_series", "raw_gi_buffer_series", "udem_lysozyme")
 

@@ -148,12 +148,14 @@ def main() -> None:
     network, seconds = train(arguments.steps, arguments.seed, arguments.checkpoint)
     T = temperature(network, CALIBRATION_SEED)
     exported = Exported(network, draws=DRAWS, seed=arguments.seed, temperature=T)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "model.onnx"
     g = Generator().manual_seed(CALIBRATION_SEED)
     example = next(batches(Spheroids(g), g, 1)).inputs
     training.export(exported, example[:2], path, inputs=["curve"], outputs=["anomaly", "sigma", "entropy"])
     difference = training.largest_difference(exported, path, example)
-    card = training.read_card(arguments.out / "card.toml")
+    known = arguments.out / "card.toml"
+    card = training.read_card(known if known.exists() else FOLDER / "card.toml")
     card["sha256"] = training.sha256(path)
     card["calibration"] |= {"temperature": T, "draws": DRAWS, "seed": CALIBRATION_SEED}
     card["training"] |= {

@@ -1,4 +1,4 @@
-"""A live view of the stream in the terminal: `streamer demo` and `analyse` use it, and `streamer watch` from elsewhere.
+"""A live view of the stream in the terminal: what `streamer demo` and `streamer watch` show.
 
 On a terminal it takes the whole screen, redraws at most once per `refresh_s`, and leaves the last picture behind when
 it closes. Where the standard output is no terminal it says one line every `line_s`, and one for every alarm.
