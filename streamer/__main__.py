@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,6 +42,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output and nothing else.")]
@@ -60,6 +62,22 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        complain(error)
+        sys.exit(1)
+
+
+def _version(is_wanted: bool) -> None:
+    if is_wanted:
+        out.print(version("streamer"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one.")] = False,
+) -> None:
+    """Real-time analysis of detector streams: frames in, decisions out, nothing lost without a number changing."""
 
 
 @app.command()
@@ -85,11 +103,11 @@ def check(file: Annotated[Path, typer.Argument(help="A beamline file.")], as_jso
     if as_json:
         print_json({"file": str(file), "problems": problems})
     elif problems:
-        err.print(f"[bold red]{len(problems)} problem{'s' if len(problems) > 1 else ''}[/]")
+        err.print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", style="bold red")
         for problem in problems:
-            err.print(f"  ✗ {problem}", markup=False, soft_wrap=True)
+            err.print(f"  ✗ {problem}")
     else:
-        out.print(f"[green]✓[/] {file} is in order")
+        out.print(f"✓ {file} is in order")
     raise typer.Exit(2 if problems else 0)
 
 
@@ -137,7 +155,7 @@ def analyse(
     """Ask one question of every frame of a source and print the answers."""
     from streamer import stream
 
-    log_to_stderr(as_json=as_json)
+    log_to_stderr(as_json=as_json, quiet=True)
     options: dict[str, Any] = {"poni": poni, "mask": mask, "device": device, **_settings(option or [])}
     with stream.open(source) as frames:
         answers = frames.analyse(
@@ -267,13 +285,15 @@ def models(as_json: AsJson = False) -> None:
                 | {"metrics": card.metrics, "limits": list(card.limits)}
             )
         return
-    table = Table("model", "version", "question", "inputs", "outputs", title="Installed models", title_justify="left")
+    table = Table("model", "version", "question", "says", "measured", title="Installed models", title_justify="left")
     for _, card in cards:
-        table.add_row(card.name, card.version, card.question, "\n".join(card.inputs), "\n".join(card.outputs))
-    out.print(table)
+        numbers = {name: value for name, value in card.metrics.items() if isinstance(value, int | float)}
+        measured = "\n".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+        table.add_row(card.name, card.version, card.question, "\n".join(card.outputs), measured)
+    out.print(table, soft_wrap=False)
     for _, card in cards:
         for sentence in card.limits:
-            out.print(f"  {card.name}: {sentence}")
+            out.print(f"  {card.name}: {sentence}", soft_wrap=False)
 
 
 @app.command()
@@ -282,14 +302,14 @@ def doctor(as_json: AsJson = False) -> None:
     from streamer import doctor as examination
 
     log_to_stderr(as_json=as_json, quiet=True)
-    signs = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[bold red]✗[/]"}
+    signs = {"ok": "✓", "note": "!", "bad": "✗"}
     is_bad = False
     for finding in examination.examine():
         is_bad |= finding.state == "bad"
         if as_json:
             print_json({"what": finding.what, "state": finding.state, "text": finding.text})
         else:
-            out.print(f"{signs[finding.state]} {finding.what:<18} {finding.text}", soft_wrap=True)
+            out.print(f"{signs[finding.state]} {finding.what:<18} {finding.text}")
     raise typer.Exit(1 if is_bad else 0)
 
 

@@ -128,11 +128,17 @@ def fit(
     return arguments, problems
 
 
-def open_source(url: str) -> Source:
-    """The source a string names (see the head of this file). Raises BadConfig, SourceLost."""
+def open_source(url: str, *, folder: Path | None = None) -> Source:
+    """The source a string names (see the head of this file). Raises BadConfig, SourceLost.
+
+    folder: what relative paths are relative to; the current one by default.
+    """
     wing_name, arguments, problems = parse_source(url)
     if problems:
         raise BadConfig(*problems)
+    if folder is not None and "path" in arguments:
+        stored = str(arguments["path"]).split(",")
+        arguments["path"] = Path(",".join(str(folder / Path(one).expanduser()) for one in stored))
     source: Source = find("sources", wing_name)(**arguments)
     source.url = url
     return source
@@ -347,7 +353,7 @@ class _Reader:
         stored = arguments.get("path")
         if name in ("recorded", "recording") and isinstance(stored, Path) and "*" not in str(stored):
             paths = [Path(one) for one in str(stored).split(",")]
-            missing = [one for one in paths if not (self._folder / one).exists() and not one.exists()]
+            missing = [one for one in paths if not (self._folder / one).exists()]
             self.problems += [
                 f"{self._path}: source '{url}': there is no file {one}; a detector is written FORMAT+tcp://HOST:PORT"
                 f" (formats: {_listed('wire')}), a simulation sim:saxs"
@@ -379,8 +385,8 @@ class _Reader:
         for name, table in tables.items():
             where = f"{self._path}: [alarm.{name}]"
             arguments, problems = fit(Rule, table, where, given=("name",))
-            if isinstance(arguments.get("watch"), str):
-                problems += self._check_watch(arguments["watch"], analyses, where)
+            if (problem := misdirected(str(arguments.get("watch", "")), analyses)) and "watch" in arguments:
+                problems.append(f"{where} {problem}")
             self.problems += problems
             if "watch" not in arguments:
                 continue
@@ -390,21 +396,25 @@ class _Reader:
                 self.problems += [f"{self._path}: {problem}" for problem in wrong.problems]
         return rules
 
-    def _check_watch(self, watch: str, analyses: Mapping[str, Any], where: str) -> list[str]:
-        analysis, _, quantity = watch.partition(".")
-        if not quantity:
-            return [f"{where} watch = '{watch}': expected ANALYSIS.QUANTITY, such as 'saxs.anomaly'"]
-        if analysis not in analyses:
-            return [
-                f"{where} watch = '{watch}': no [analyse.{analysis}] in this file{did_you_mean(analysis, analyses)}"
-            ]
-        try:
-            says: tuple[str, ...] = find("analyses", analysis).quantities
-        except BadConfig:
-            return []
-        if says and quantity not in says:
-            return [f"{where} watch = '{watch}': {analysis} has no quantity '{quantity}'{did_you_mean(quantity, says)}"]
-        return []
+
+def misdirected(watch: str, analyses: Iterable[str]) -> str | None:
+    """What is wrong with the `watch` of a rule beside these analyses; None if nothing is."""
+    analysis, _, quantity = watch.partition(".")
+    if not quantity:
+        return f"watch = '{watch}': expected ANALYSIS.QUANTITY, such as 'saxs.anomaly'"
+    if analysis not in analyses:
+        return f"watch = '{watch}': there is no analysis '{analysis}' here{did_you_mean(analysis, analyses)}"
+    try:
+        asked = find("analyses", analysis)
+    except BadConfig:
+        return None
+    if quantity in asked.curves:
+        return (
+            f"watch = '{watch}': that is a curve, and a rule needs a number{did_you_mean(quantity, asked.quantities)}"
+        )
+    if asked.quantities and quantity not in asked.quantities:
+        return f"watch = '{watch}': {analysis} has no quantity '{quantity}'{did_you_mean(quantity, asked.quantities)}"
+    return None
 
 
 def _plug_in(module: Any, base: type) -> type[Any] | None:

@@ -88,6 +88,7 @@ class Demo:
         url = self._write_files(ports)
         try:
             service = self._start("run", "beamline.toml", "--json", log="service.log")
+            self.on_note(f"the service is process {service.pid}: kill -9 it and see")
             watcher = Watcher(f"tcp://127.0.0.1:{ports['results_port']}", view)
             with watcher:
                 self._wait_until_ready(watcher, service)
@@ -147,6 +148,7 @@ class Demo:
             if service.poll() is not None:
                 self.on_note(f"the service ended with {service.returncode}; starting it again, as a supervisor would")
                 service = self._start("run", "beamline.toml", "--json", log="service.log")
+                self.on_note(f"the service is process {service.pid} now")
         return service
 
     def _let_it_finish(self, watcher: Watcher, frames: int) -> None:
@@ -180,16 +182,15 @@ def _last_line(child: subprocess.Popen[str]) -> str:
 def summary(sent: Mapping[str, Any], told: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """The demonstration in one object. unaccounted: frames sent that the last service cannot name."""
     named = ("analysed", "before_join", "missing", "malformed", "dropped", "late")
-    accounts = told["series"]
     return {
         "sent": sent["frames"],
         "received": told["received"],
-        "analysed": told["analysed"],
-        "unaccounted": sent["frames"] - sum(account[name] for account in accounts for name in named),
+        **{name: told[name] for name in named},
+        "unaccounted": sent["frames"] - sum(told[name] for name in named),
         "alarms": told["alarms"],
         "latency_ms": told["latency_ms"],
         "fps": round(told["analysed"] / seconds, 2),
-        "series": accounts,
+        "series": told["series"],
     }
 
 

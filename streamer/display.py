@@ -20,8 +20,9 @@ from streamer.outputs import Output
 from streamer.records import Account, Alarm, Quantity, Result, Status
 from streamer.wire import results
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What is printed is somebody's data: nothing in it is markup, and whoever reads a pipe wants whole lines.
+out = Console(highlight=False, markup=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 OUTCOMES = ("analysed", "before_join", "missing", "malformed", "dropped", "late", "pending")
 
@@ -34,12 +35,17 @@ def log_to_stderr(*, as_json: bool = False, quiet: bool = False) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info if as_json else structlog.processors.StackInfoRenderer(),
-            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=err.is_terminal),
+            structlog.processors.JSONRenderer() if as_json else _for_people(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if quiet else logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _for_people() -> structlog.dev.ConsoleRenderer:
+    plain = structlog.dev.plain_traceback  # a traceback with all local values drowns what it is about
+    return structlog.dev.ConsoleRenderer(colors=err.is_terminal, exception_formatter=plain)
 
 
 def print_json(record: Mapping[str, Any]) -> None:
@@ -51,7 +57,7 @@ def print_json(record: Mapping[str, Any]) -> None:
 def complain(error: Exception) -> None:
     """What went wrong, one finding a line, in a form that can be searched for."""
     for line in str(error).splitlines():
-        err.print(f"streamer: {line}", markup=False, soft_wrap=True, style="bold red" if err.is_terminal else None)
+        err.print(f"streamer: {line}", style="bold red" if err.is_terminal else None)
 
 
 @contextmanager
@@ -88,20 +94,28 @@ def print_accounts(accounts: Sequence[Account]) -> None:
         known = "announced" if account.is_announced else "seen, no total announced"
         out.print(f"series {account.series}, closed by {account.closed_by}{joined}")
         terms = [f"{getattr(account, name)} {name.replace('_', ' ')}" for name in OUTCOMES]
-        out.print(f"  {account.announced} {known} = " + " + ".join(terms), soft_wrap=True)
+        out.print(f"  {account.announced} {known} = " + " + ".join(terms))
 
 
 def print_alarms(alarms: Sequence[Mapping[str, Any]]) -> None:
     """Alarms, the oldest first, with the frame at which each began."""
     for alarm in alarms:
-        end = "still active" if alarm["ended"] is None else f"over at frame {alarm['ended_number']}"
-        out.print(f"▲ {alarm['severity']:<8} {alarm['name']} from frame {alarm['number']}, {end}. {alarm['text']}")
+        began = "" if alarm["number"] is None else f" from frame {alarm['number']}"
+        over = "" if alarm["ended_number"] is None else f" at frame {alarm['ended_number']}"
+        end = "still active" if alarm["ended"] is None else f"over{over}"
+        out.print(f"▲ {alarm['severity']:<8} {alarm['name']}{began}, {end}. {alarm['text']}")
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """What `run` and `demo` end with."""
+    """What `run` and `demo` end with. Every loss has its name in the first line."""
+    lost = [
+        f"{report[name]} {name.replace('_', ' ')}"
+        for name in ("before_join", "missing", "malformed", "dropped", "late", "unaccounted")
+        if report.get(name)
+    ]
     out.print(
-        f"received {report['received']}, analysed {report['analysed']}, unaccounted {report['unaccounted']}"
+        f"received {report['received']}, analysed {report['analysed']}, "
+        + (f"LOST: {', '.join(lost)}" if lost else "nothing lost")
         + "".join(f", {name} {value:.1f} ms" for name, value in report["latency_ms"].items())
     )
     wire = report.get("wire")

@@ -14,13 +14,12 @@ Frames of a series nobody has heard of are accepted in an account of their own, 
 series with a higher id is open: then they are leftovers of an aborted one, and stale. A single corrupted series id can
 therefore never displace the series that is running.
 
-Memory is bounded: numbers are kept as ranges, the last few closed series are remembered, the rest is forgotten.
+Memory is bounded: numbers are kept as bits, the last few closed series are remembered, the rest is forgotten.
 Times are seconds of a monotonic clock and are given by the caller. Safe to call from several threads.
 """
 
 from __future__ import annotations
 
-import bisect
 import threading
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
@@ -32,7 +31,8 @@ Verdict = Literal["accepted", "duplicate", "late", "stale", "unannounced", "malf
 
 MOST_OPEN = 8  # a detector has one series open, two for a moment; corrupted ids may open more until they stall
 MOST_CLOSED = 8  # how long a late frame finds its account
-MOST_RANGES = 65_536  # every second frame of 131 072 missing; beyond that numbers are noise, and memory is bounded
+PAGE = 4096  # numbers in a page of 512 bytes
+MOST_PAGES = 16_384  # 8 MB: every second frame of 67 million; beyond that numbers are noise, and memory is bounded
 MOST_MALFORMED = 10_000  # malformed numbers that may still be replaced by a good copy
 
 COUNTS = (
@@ -50,46 +50,43 @@ COUNTS = (
 
 
 class Numbers:
-    """A set of frame numbers as sorted disjoint ranges: a million frames in a row take as much room as one."""
+    """A set of frame numbers, as a bitmap in pages; full pages are only remembered by their place.
+
+    A million frames in a row take as much room as a few; every second frame of a million takes 125 kB.
+    """
 
     def __init__(self) -> None:
-        self._begins: list[int] = []
-        self._ends: list[int] = []
+        self._pages: dict[int, tuple[bytearray, int]] = {}
+        self._full: set[int] = set()
         self.count = 0
+        self.lowest = 0
+        self.highest = -1
 
     def __contains__(self, number: int) -> bool:
-        place = bisect.bisect_right(self._begins, number) - 1
-        return place >= 0 and number < self._ends[place]
+        place, bit = divmod(number, PAGE)
+        if place in self._full:
+            return True
+        page = self._pages.get(place)
+        return page is not None and bool(page[0][bit >> 3] & 1 << (bit & 7))
 
     @property
-    def ranges(self) -> int:
-        return len(self._begins)
-
-    @property
-    def lowest(self) -> int:
-        return self._begins[0]
-
-    @property
-    def highest(self) -> int:
-        return self._ends[-1] - 1
+    def pages(self) -> int:
+        """Pages with gaps: what the set costs in memory."""
+        return len(self._pages)
 
     def add(self, number: int) -> bool:
         """Returns False if the number was there already."""
-        place = bisect.bisect_right(self._begins, number) - 1
-        if place >= 0 and number < self._ends[place]:
+        if number in self:
             return False
-        touches_left = place >= 0 and self._ends[place] == number
-        touches_right = place + 1 < len(self._begins) and self._begins[place + 1] == number + 1
-        if touches_left and touches_right:
-            self._ends[place] = self._ends[place + 1]
-            del self._begins[place + 1], self._ends[place + 1]
-        elif touches_left:
-            self._ends[place] += 1
-        elif touches_right:
-            self._begins[place + 1] -= 1
+        place, bit = divmod(number, PAGE)
+        bits, held = self._pages.pop(place) if place in self._pages else (bytearray(PAGE // 8), 0)
+        bits[bit >> 3] |= 1 << (bit & 7)
+        if held + 1 == PAGE:
+            self._full.add(place)
         else:
-            self._begins.insert(place + 1, number)
-            self._ends.insert(place + 1, number + 1)
+            self._pages[place] = bits, held + 1
+        self.lowest = min(self.lowest, number) if self.count else number
+        self.highest = max(self.highest, number)
         self.count += 1
         return True
 
@@ -226,7 +223,7 @@ class Ledger:
             series.last_heard = now
             if not series.announces(number):
                 return
-            if series.seen.ranges >= MOST_RANGES or not series.seen.add(number):
+            if series.seen.pages >= MOST_PAGES or not series.seen.add(number):
                 return
             series.malformed += 1
             if len(series.bad_numbers) < MOST_MALFORMED:
@@ -337,7 +334,7 @@ class Ledger:
             series.ending_by, series.ends_at = "", None
         if not series.announces(number):
             return "unannounced"
-        if series.seen.ranges >= MOST_RANGES and number not in series.seen:
+        if series.seen.pages >= MOST_PAGES and number not in series.seen:
             return "malformed"
         return self._enter(series, number)
 
@@ -349,7 +346,7 @@ class Ledger:
             return "stale"
         if not series.announces(number):
             return "unannounced"
-        if series.seen.ranges >= MOST_RANGES:
+        if series.seen.pages >= MOST_PAGES:
             return "malformed"
         series.seen.add(number)
         series.late += 1
@@ -381,7 +378,8 @@ class Ledger:
     def _opened(self, key: SeriesKey, now: float) -> _Series:
         self._forget(key)
         if len(self._open) >= MOST_OPEN:
-            self._close(min(self._open.values(), key=lambda series: series.last_heard), "stall")
+            strangest = min(self._open.values(), key=lambda one: (not one.joined_late, one.seen.count, one.last_heard))
+            self._close(strangest, "stall")
         series = self._open[key] = _Series(key, last_heard=now)
         return series
 

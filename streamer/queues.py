@@ -74,10 +74,12 @@ class Queue(Generic[T]):
             self._append(item, nbytes)
             return True
 
-    def put_evicting(self, item: T, nbytes: int = 0, *, may_go: Callable[[T], bool] = lambda _: True) -> list[T]:
-        """Add an item without waiting: the oldest items that `may_go` make room and are returned, oldest first.
+    def put_evicting(
+        self, item: T, nbytes: int = 0, *, may_go: Callable[[T], bool] = lambda _: True, may_grow: bool = False
+    ) -> list[T]:
+        """Add an item: the oldest items that `may_go` make room and are returned, oldest first.
 
-        Where nothing may go the queue grows past its size: what must not be lost is rare by construction.
+        Where nothing may go the giver waits, or with `may_grow` the queue grows past its size.
         """
         evicted: list[T] = []
         with self._condition:
@@ -85,8 +87,13 @@ class Queue(Generic[T]):
                 raise Closed
             while not self._has_room(nbytes):
                 place = next((i for i, (held, _) in enumerate(self._items) if may_go(held)), None)
-                if place is None:
+                if place is None and may_grow:
                     break
+                if place is None:
+                    self._condition.wait()
+                    if self._closed:
+                        raise Closed
+                    continue
                 held, held_bytes = self._items[place]
                 del self._items[place]
                 self._nbytes -= held_bytes

@@ -219,7 +219,7 @@ class SeriesEnd:
 WireRecord = SeriesStart | Frame | SeriesEnd
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Quantity:
     """A value with its unit, standard uncertainty and axes.
 
@@ -233,6 +233,15 @@ class Quantity:
     sigma: float | NDArray[Any] | None = None
     unit: str = "1"
     axes: Mapping[str, tuple[NDArray[Any], str]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """In one line, as a notebook shows it: the number, or how many there are."""
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        if np.ndim(self.value):
+            axes = "".join(f", {name} {v[0]:.4g}–{v[-1]:.4g} {u}" for name, (v, u) in self.axes.items() if len(v))
+            return f"Quantity({' × '.join(map(str, np.shape(self.value)))} values{unit}{axes})"
+        sigma = "" if self.sigma is None else f" ± {float(self.sigma):.2g}"
+        return f"Quantity({float(self.value):.6g}{sigma}{unit})"
 
     def __post_init__(self) -> None:
         shape = np.shape(self.value)
@@ -260,7 +269,7 @@ class Reduced:
     received_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """What one analysis says of one frame: its Quantities by name.
 
@@ -276,6 +285,11 @@ class Result:
     start_s: float | None = None
     received_ns: int = 0
     wall_time: float = 0.0
+
+    def __repr__(self) -> str:
+        """In one line, as a notebook shows it."""
+        quantities = ", ".join(f"{name}={one!r}" for name, one in self.quantities.items())
+        return f"Result({self.analysis} of series {self.series} frame {self.number}: {quantities})"
 
     def __getitem__(self, name: str) -> Quantity:
         return self.quantities[name]
@@ -387,7 +401,8 @@ class Status:
     state: "starting", "waiting" (for a first message), "running", "stalled" or "stopped".
     is_ready: models are loaded and warm and the source is open.
     latency_ms: percentile name ("p50", "p99", "max") → milliseconds from socket to decision over the last frames.
-    queues: queue name → {"depth", "size"}. devices: analysis → where its model runs. stages: stage name → mean milliseconds per frame lately.
+    queues: queue name → {"depth", "size"}. devices: analysis → where its model runs.
+    stages: stage name → mean milliseconds per frame lately.
     outputs: output name → "up" or what is wrong. wall_time: UTC seconds since 1970.
     """
 

@@ -212,7 +212,12 @@ class _Outlet:
         self._is_publisher = socket == "pub"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB if self._is_publisher else zmq.PUSH)
-        for option, value in ((zmq.SNDHWM, HIGH_WATER_MARK), (zmq.IMMEDIATE, 1), (zmq.LINGER, round(LINGER_S * 1000))):
+        for option, value in (
+            (zmq.SNDHWM, HIGH_WATER_MARK),
+            (zmq.IMMEDIATE, 1),
+            (zmq.IPV6, 1),
+            (zmq.LINGER, round(LINGER_S * 1000)),
+        ):
             self._socket.setsockopt(option, value)
         try:
             if bind:

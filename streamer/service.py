@@ -58,7 +58,12 @@ class Quarantine:
         self._lock = threading.Lock()
 
     def __call__(self, bad: BadFrame, parts: Sequence[Any]) -> None:
-        """Keep a message. A flood is sampled, not kept: the ledger counts it, and a disk has better things to do."""
+        """Keep a message. A flood is sampled, not kept: the ledger counts it, and a disk has better things to do.
+
+        Good frames of another geometry are not kept at all: nothing is wrong with them.
+        """
+        if bad.reason == "geometry":
+            return
         with self._lock:
             if self._clock() < self._next:
                 return
@@ -120,7 +125,10 @@ def serve(file: Path, *, extra_outputs: Sequence[Output] = ()) -> dict[str, Any]
             metrics.model(card.name, card.version, analysis.model.device)
     outputs = [make() for make in beamline.outputs.values()]
     compression.warm()
-    source = config.open_source(settings.source)
+    for output in outputs:
+        if output.is_record:  # two services on one journal would each hear half of the truth: better not to start
+            output.open(metrics)
+    source = config.open_source(settings.source, folder=file.resolve().parent)
     kept = Alarms()
     decider = Decider(beamline.rules)
     left_standing = {alarm.id: alarm for output in outputs for alarm in output.remembered()}

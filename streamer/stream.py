@@ -23,7 +23,7 @@ from streamer.outputs import Output
 from streamer.pipeline import Limits, Pipeline
 from streamer.pipeline.line import POLL_S
 from streamer.queues import Closed, Queue
-from streamer.records import Account, Alarm, BadConfig, Frame, Result, Status
+from streamer.records import Account, Alarm, BadConfig, BadInput, Frame, Result, Status
 from streamer.sources import Source
 
 MOST_ALARMS = 1000  # that a notebook is told of at the end; of more, the latest
@@ -63,6 +63,7 @@ class Stream:
         self.alarms: list[Alarm] = []
         self.accounts: tuple[Account, ...] = ()
         self.status: Status | None = None
+        self._is_asked = False
         self._limits = Limits(when_behind=when_behind or ("skip" if source.is_exclusive else "wait"))
 
     def analyse(
@@ -73,6 +74,8 @@ class Stream:
         analysis: a name in `streamer.analyses` ("saxs"); options: what its constructor takes (poni, bins, device, …).
         alarms: name → the keys of an `[alarm.NAME]` table. Raises BadConfig, BadModel before the first frame.
         """
+        if self._is_asked:
+            raise BadInput(f"stream: {self.source.url} was asked already, and its frames are gone; open it once more")
         asked = config.build("analyses", analysis, options)
         rules = []
         for name, table in (alarms or {}).items():
@@ -80,7 +83,10 @@ class Stream:
             if problems:
                 raise BadConfig(*problems)
             rules.append(Rule(name=name, **arguments))
+            if (problem := config.misdirected(arguments["watch"], [analysis])) is not None:
+                raise BadConfig(f"alarm '{name}' {problem}")
         compression.warm()
+        self._is_asked = True
         basket = _Basket()
         return self._results(Pipeline(self.source, [asked], Decider(rules), [basket], limits=self._limits), basket)
 

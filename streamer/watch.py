@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+import structlog
 import zmq
 
 from streamer import compression, config
@@ -20,6 +21,10 @@ from streamer.outputs import Output
 from streamer.pipeline import Pipeline
 from streamer.records import Alarm, BadConfig, BadFrame, Result, Status
 from streamer.wire import results
+
+log = structlog.get_logger("streamer.watch")
+
+SILENCE_S = 5.0  # a service says how it is doing every second
 
 
 class Watcher:
@@ -37,6 +42,7 @@ class Watcher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         try:
             self._socket.connect(address)
@@ -81,11 +87,15 @@ class Watcher:
 
 def look_at_service(address: str, view: Output, *, seconds: float, stop: Callable[[], bool]) -> None:
     """Show what a service publishes until `stop` says so, or for so many seconds (0: without end)."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    is_told = False
     with Watcher(address, view) as watcher:
-        while not stop() and (not seconds or time.monotonic() < deadline):
+        while not stop() and (not seconds or time.monotonic() < began + seconds):
             watcher.look(0.2)
             view.refresh()
+            if watcher.status is None and not is_told and time.monotonic() > began + SILENCE_S:
+                log.warning("nothing heard yet; is that what the service publishes on?", address=address)
+                is_told = True
 
 
 def look_at_source(url: str, view: Output, *, steal: bool, seconds: float, stop: Callable[[], bool]) -> None:

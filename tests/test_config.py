@@ -87,10 +87,12 @@ def test_five_different_mistakes_are_all_reported_with_the_offending_word_and_wh
         (('severity = "MAJOR"', 'severity = "HUGE"'), "expected 'MINOR' or 'MAJOR'"),
         (("clear_below = 0.7", "clear_below = 0.95"), "clear_below"),
         (('watch = "saxs.anomaly"', 'watch = "anomaly"'), "expected ANALYSIS.QUANTITY"),
-        (('watch = "saxs.anomaly"', 'watch = "sax.anomaly"'), "no [analyse.sax] in this file; did you mean 'saxs'?"),
+        (('watch = "saxs.anomaly"', 'watch = "sax.anomaly"'), "there is no analysis 'sax' here; did you mean 'saxs'?"),
         (("[analyse.saxs]", "[analyze.saxs]"), "unknown key 'analyze'; did you mean 'analyse'?"),
         (("bins = 500", 'poni = "no.poni"'), "no.poni"),
         (("bins = 500", 'model = "sax"'), "'sax'"),
+        (("bins = 500", "bins = 5"), "bins is 5, expected 100 to 10000"),
+        (('watch = "saxs.anomaly"', 'watch = "saxs.profile"'), "that is a curve"),
         (("when_behind", "workers = 0\nwhen_behind"), "workers = 0: expected a number from 1"),
     ],
 )

@@ -44,11 +44,33 @@ def test_numbers_behave_like_a_set_of_integers(numbers: list[int]) -> None:
         assert (ranges.lowest, ranges.highest) == (min(plain), max(plain))
 
 
-def test_a_million_frames_in_a_row_are_one_range() -> None:
+def test_a_million_frames_in_a_row_take_the_room_of_a_few() -> None:
     numbers = Numbers()
     for number in range(1_000_000):
         numbers.add(number)
-    assert numbers.ranges == 1
+    assert numbers.count == 1_000_000
+    assert numbers.pages == 1
+
+
+def test_every_second_frame_of_a_million_is_counted() -> None:
+    """Two copies of streamer share a PUSH socket."""
+    ledger = Ledger()
+    ledger.start(start(A, 1_000_000), 0.0)
+    for number in range(0, 1_000_000, 2):
+        assert ledger.frame(A, number, 0.0) == "accepted"
+        ledger.analysed(A, number, 0.0)
+    assert (only(ledger).analysed, only(ledger).malformed) == (500_000, 0)
+
+
+def test_strangers_do_not_displace_a_series_that_is_running() -> None:
+    ledger = Ledger()
+    ledger.start(start(A, 100), 0.0)
+    analyse(ledger, A, range(3))
+    for stranger in range(50):
+        ledger.frame(SeriesKey(1000 + stranger), 5, 1.0)
+    analyse(ledger, A, range(3, 100), now=2.0)
+    account = next(one for one in ledger.accounts() if one.series == A)
+    assert (account.announced, account.analysed, account.joined_late) == (100, 100, False)
 
 
 def test_a_whole_series_is_analysed_and_closes_with_its_end() -> None:

@@ -42,8 +42,18 @@ def test_a_full_queue_gives_up_the_oldest_that_may_go() -> None:
 def test_what_may_not_go_lets_the_queue_grow() -> None:
     queue: Queue[str] = Queue(1)
     queue.put("start")
-    assert queue.put_evicting("end", may_go=lambda _: False) == []
+    assert queue.put_evicting("end", may_go=lambda _: False, may_grow=True) == []
     assert queue.statistics().depth == 2
+
+
+def test_where_nothing_may_go_the_giver_waits() -> None:
+    queue: Queue[str] = Queue(1)
+    queue.put("start")
+    giver = threading.Thread(target=queue.put_evicting, args=("end",), kwargs={"may_go": lambda _: False})
+    giver.start()
+    assert queue.take() == "start"
+    giver.join(10)
+    assert queue.take() == "end"
 
 
 def test_bytes_are_bounded_too_and_one_large_item_passes_alone() -> None:

@@ -20,11 +20,13 @@ from streamer.records import Frame, Reduced, Result, SeriesStart
 class Analysis(abc.ABC):
     """One question asked of every frame. `model` is None where physics alone answers it.
 
-    quantities: the names of the Quantities in its Results, so that a rule can be checked before a frame is there.
+    quantities: the names of the numbers in its Results, so that a rule can be checked before a frame is there.
+    curves: the names of the arrays in them, which no rule can watch.
     """
 
     name: str
     quantities: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
     model: Model | None = None
 
     def begin(self, series: SeriesStart) -> None:

@@ -18,6 +18,7 @@ nothing in it is not judged: its `anomaly` is NaN.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ from streamer.reduce.curves import channels, rebin
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
 
 log = structlog.get_logger(__name__)
+
+BINS = (100, 10_000)
+"""On a healthy simulated sample the median anomaly is 0.02 with 200 bins, 0.04 with 100, 0.17 with 50, 0.34 with 20."""
 
 LEAST_COVERAGE = 0.45
 """Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
@@ -65,7 +69,8 @@ class Saxs(Analysis):
     """
 
     name = "saxs"
-    quantities = ("profile", "total", "invalid", "saturated", "anomaly", "entropy")
+    quantities = ("total", "invalid", "saturated", "anomaly", "entropy")
+    curves = ("profile",)
 
     def __init__(
         self,
@@ -86,6 +91,14 @@ class Saxs(Analysis):
     ) -> None:
         if poni is None and (mask or flat or dark):
             raise BadInput("saxs: found mask, flat or dark without poni; they belong to a geometry, give its .poni too")
+        if not BINS[0] <= bins <= BINS[1]:
+            raise BadInput(
+                f"saxs: bins is {bins}, expected {BINS[0]} to {BINS[1]}: the model sees less in a coarser curve"
+            )
+        if q_range is not None and not 0 <= q_range[0] < q_range[1] < math.inf:
+            raise BadInput(f"saxs: q_range is {list(q_range)}, expected two ascending numbers in {unit}")
+        if polarization is not None and not -1 <= polarization <= 1:
+            raise BadInput(f"saxs: polarization is {polarization}, expected -1 (vertical) to 1 (horizontal)")
         self.model = load_model(model, device=device, max_batch=max_batch)
         self.bins, self.unit, self.q_range = bins, unit, q_range
         self.polarization, self.solid_angle = polarization, solid_angle

@@ -34,7 +34,7 @@ log = structlog.get_logger("streamer.output")
 
 LINGER_MS = 500  # how long closing waits for what is still on its way; beyond it a dead subscriber would hold the exit
 REPLAY_PAUSE_S = 0.1  # subscribing costs a few bytes, so answers are at least this far apart
-MAX_TOPIC = 4096  # bytes; whoever subscribes to more is disconnected
+MAX_TOPIC = 128  # bytes; whoever subscribes to more is disconnected
 TRANSPORTS = ("tcp://", "ipc://", "inproc://")
 
 
@@ -86,6 +86,7 @@ class Zeromq(Output):
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # a second subscriber to the same topic is news as well
         self._socket.setsockopt(zmq.SNDHWM, self.high_water_mark)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC)
         try:
             self._socket.bind(_with_free_port(self.address))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import structlog
@@ -25,21 +27,32 @@ Publication = Result | Alarm | Status
 class Publisher:
     """Hands results, alarms and the status to one output on a thread of its own.
 
-    trouble: "" while the output is up, else what is wrong. failure: an error that is not the output's to have.
+    trouble: "" while the output is up, else what is wrong.
     Results (and the status, of which a newer one follows) make room in a full queue. Alarms make room only for alarms,
     and only when MOST_ALARMS of them wait: what is down that long is told the latest.
     """
 
-    def __init__(self, output: Output, metrics: Metrics, *, size: int = 1024) -> None:
+    def __init__(
+        self,
+        output: Output,
+        metrics: Metrics,
+        *,
+        size: int = 1024,
+        on_failure: Callable[[BaseException], None] = lambda _: None,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_failure: told of an error that is not the output's to have. on_wait: called while the stream waits."""
         self.output = output
         self.trouble = ""
-        self.failure: BaseException | None = None
+        self._on_failure = on_failure
+        self._on_wait = on_wait
         self._metrics = metrics
         self._queue: Queue[Publication] = Queue(size)
         self._hurry = threading.Event()
         self._is_open = False
         self._given = 0
         self._settled = 0
+        self._lost: deque[str] = deque(maxlen=64)
         self._written = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"output-{output.name}", daemon=True)
 
@@ -53,19 +66,29 @@ class Publisher:
             self._given += 1
         with suppress(Closed):
             if self.output.when_full == "wait" and isinstance(item, Result):
-                while not self._queue.put(item, timeout_s=POLL_S) and not self._hurry.is_set():
-                    pass
+                while not self._queue.put(item, timeout_s=POLL_S):
+                    if self._hurry.is_set():
+                        self._count_lost([item])
+                        return
+                    self._on_wait()
             else:
-                self._count_lost(self._queue.put_evicting(item, may_go=lambda held: not isinstance(held, Alarm)))
+                may_go: Callable[[Publication], bool] = lambda held: not isinstance(held, Alarm)  # noqa: E731
+                self._count_lost(self._queue.put_evicting(item, may_go=may_go, may_grow=True))
                 while self._queue.statistics().depth > MOST_ALARMS:
                     self._count_lost([lost for lost in [self._queue.take(0.0)] if lost is not None])
 
     def record(self, alarm: Alarm, timeout_s: float) -> bool:
-        """Hand over an alarm and wait until it is written. Returns False if it was not in time."""
+        """Hand over an alarm and wait until it is written; an output that is down is not waited for.
+
+        Returns False if it is not written (yet).
+        """
         self.publish(alarm)
+        if self.trouble:
+            return False
         with self._written:
             mine = self._given
-            return self._written.wait_for(lambda: self._settled >= mine, timeout_s)
+            self._written.wait_for(lambda: self._settled >= mine or bool(self.trouble), timeout_s)
+            return self._settled >= mine and alarm.id not in self._lost
 
     def close(self) -> None:
         """No more: the thread writes what waits and ends."""
@@ -81,6 +104,7 @@ class Publisher:
     def give_up(self) -> None:
         """Stop waiting for the output: everything still to be written is dropped and counted."""
         self._hurry.set()
+        self._queue.close()
         self._count_lost(self._queue.clear())
 
     def statistics(self) -> dict[str, int]:
@@ -88,7 +112,11 @@ class Publisher:
         now = self._queue.statistics()
         return {"depth": now.depth, "size": now.size}
 
-    def _count_lost(self, items: list[Publication]) -> None:
+    def _count_lost(self, items: Sequence[Publication]) -> None:
+        for alarm in items:
+            if isinstance(alarm, Alarm):
+                self._lost.append(alarm.id)
+                log.error("an alarm was not told", output=self.output.name, alarm=alarm.name, id=alarm.id)
         self._settle(len(items))
         lost = sum(not isinstance(item, Status) for item in items)
         if lost:
@@ -105,7 +133,9 @@ class Publisher:
             pass
         except Exception as error:
             log.exception("output failed", output=self.output.name)
-            self.failure = error
+            self.trouble = f"failed: {error}"
+            self._on_failure(error)
+            self.give_up()
         finally:
             if self._is_open:
                 with suppress(OutputDown):
@@ -151,6 +181,8 @@ class Publisher:
             self._metrics.output_up(self.output.name, False)
             log.error("output is down, trying again", output=self.output.name, reason=reason)
         self.trouble = reason
+        with self._written:
+            self._written.notify_all()
 
     def _is_up(self) -> None:
         if self.trouble:

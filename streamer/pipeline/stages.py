@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,6 +35,7 @@ from streamer.records import (
     SeriesEnd,
     SeriesStart,
     Status,
+    StreamerError,
     WireRecord,
 )
 
@@ -71,7 +74,9 @@ class Pipeline:
         self.timing = Timing()
         self._quarantine = quarantine
         self._wall_time = wall_time
-        self._publishers = [Publisher(output, self.metrics) for output in outputs]
+        self._publishers = [
+            Publisher(output, self.metrics, on_failure=self._fail, on_wait=self._look) for output in outputs
+        ]
         self._supervision = Supervision(
             source, self.analyses, decider, self._publishers, self.ledger, self.metrics, self.timing, wall_time
         )
@@ -86,8 +91,13 @@ class Pipeline:
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._last_status: Status | None = None
-        self._intake = self._thread("receive", self._receive)
-        self._stages = [
+        self._giving_up = threading.Event()
+        self._next_look = 0.0
+        self._batch: deque[Slot] = deque()
+        self._held: Slot | None = None
+        self._refused: list[Slot] = []
+        self._threads = [
+            self._thread("receive", self._receive),
             *(self._thread(f"worker-{i}", self._decode_and_reduce) for i in range(self.limits.workers)),
             self._thread("infer", self._infer),
             self._thread("decide", self._decide),
@@ -100,7 +110,7 @@ class Pipeline:
         for publisher in self._publishers:
             publisher.start()
         self._supervision.announce(standing)
-        for thread in [*self._stages, self._intake]:
+        for thread in reversed(self._threads):
             thread.start()
 
     def stop(self) -> None:
@@ -112,15 +122,17 @@ class Pipeline:
 
         Returns the last status. Raises what made the pipeline close, if it did not close by itself.
         """
-        self._wait_for(self._intake, None)
-        drained_by = time.monotonic() + self.limits.drain_s
-        for thread in self._stages:
-            self._wait_for(thread, drained_by)
+        drained_by = math.inf
+        while self.is_running and time.monotonic() < drained_by:
+            if self._stopping.is_set():
+                drained_by = min(drained_by, time.monotonic() + self.limits.drain_s)
+            next(thread for thread in self._threads if thread.is_alive() or thread is self._threads[-1]).join(POLL_S)
         if self.is_running:
             self._give_up_what_waits()
         status = self.wind_up()
+        flushed_by = time.monotonic() + max(1.0, self.limits.drain_s)
         for publisher in self._publishers:
-            publisher.join(max(1.0, drained_by - time.monotonic()))
+            publisher.join(max(0.0, flushed_by - time.monotonic()))
         self.source.close()
         if self._failure is not None:
             raise self._failure
@@ -129,11 +141,12 @@ class Pipeline:
     @property
     def is_running(self) -> bool:
         """Whether frames are still on their way."""
-        return self._intake.is_alive() or any(thread.is_alive() for thread in self._stages)
+        return any(thread.is_alive() for thread in self._threads)
 
     def wind_up(self) -> Status:
         """Close the accounts and tell the outputs that nothing more comes; for when nothing is running any more."""
         if self._last_status is None:
+            self._account_for_the_rest()
             self._last_status = self._supervision.last_look(time.monotonic())
             for publisher in self._publishers:
                 publisher.close()
@@ -161,7 +174,11 @@ class Pipeline:
         self._supervision.message_received(time.monotonic())
         self.metrics.received()
         slot = Slot(message, message.kind, message.received_ns)
-        self._order.put(slot)
+        try:
+            self._order.put(slot)
+        except Closed:
+            self._refused.append(slot)
+            raise
         if self.limits.when_behind == "wait":
             self._work.put(slot, message.nbytes)
         else:
@@ -193,7 +210,7 @@ class Pipeline:
     def _wait_for_the_model(self) -> None:
         """Before a message is taken, not after: so the oldest one is never the one that waits."""
         while not self._ahead.acquire(timeout=POLL_S):
-            if self._failure is not None:
+            if self._must_end:
                 raise Closed
 
     def _worked_off(self, slot: Slot, scratch: Scratch) -> Outcome:
@@ -258,13 +275,14 @@ class Pipeline:
     # Asking the models: one thread, in the order of arrival.
 
     def _infer(self) -> None:
-        held: Slot | None = None
         try:
             while True:
-                batch, held = self._next_batch(held)
+                self._gather()
                 answers: list[Answer] = []
-                for slot in batch:
+                while self._batch:
+                    slot = self._batch[0]
                     self._enter(slot, answers)
+                    self._batch.popleft()
                     if slot.is_taken:
                         self._ahead.release()
                 self._ask_models(answers)
@@ -273,25 +291,24 @@ class Pipeline:
         finally:
             self._decisions.close()
 
-    def _next_batch(self, held: Slot | None) -> tuple[list[Slot], Slot | None]:
-        """Slots that are worked off, oldest first; and the one after them, if it was taken but is not."""
-        first = held
-        while first is None:
-            first = self._order.take(POLL_S)
-        while not first.done.wait(POLL_S):
-            if self._failure is not None:
+    def _gather(self) -> None:
+        """Fill the batch with slots that are worked off, oldest first; hold the one that was taken and is not."""
+        while self._held is None:
+            self._held = self._order.take(POLL_S)
+        while not self._held.done.wait(POLL_S):
+            if self._must_end:
                 raise Closed
-        batch = [first]
         deadline = time.monotonic() + self.limits.max_wait_s
         with suppress(Closed):
-            while len(batch) < self.limits.max_batch:
-                following = self._order.take(max(0.0, deadline - time.monotonic()))
-                if following is None:
-                    break
-                if not following.done.wait(max(0.0, deadline - time.monotonic())):
-                    return batch, following
-                batch.append(following)
-        return batch, None
+            while self._held is not None and self._held.done.wait(max(0.0, deadline - time.monotonic())):
+                self._batch.append(self._held)
+                self._held = None
+                if len(self._batch) < self.limits.max_batch:
+                    self._held = self._order.take(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def _must_end(self) -> bool:
+        return self._failure is not None or self._giving_up.is_set()
 
     def _enter(self, slot: Slot, answers: list[Answer]) -> None:
         """Enter one message into the account; a frame that counts joins the answers."""
@@ -333,7 +350,7 @@ class Pipeline:
         answers.clear()
         decided = threading.Event()
         self._decisions.put(decided)
-        while not decided.wait(POLL_S) and self._failure is None:
+        while not decided.wait(POLL_S) and not self._must_end:
             pass
 
     def _ask_models(self, answers: Sequence[Answer]) -> None:
@@ -357,7 +374,6 @@ class Pipeline:
     # Deciding and publishing: one thread, and one per output.
 
     def _decide(self) -> None:
-        next_look = time.monotonic()
         with suppress(Closed):
             while True:
                 decision = self._decisions.take(POLL_S)
@@ -365,10 +381,13 @@ class Pipeline:
                     decision.set()
                 elif decision is not None:
                     self._conclude(*decision)
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + 1.0
-                    self._supervision.look(time.monotonic())
-                    self._stop_if_an_output_failed()
+                self._look()
+
+    def _look(self) -> None:
+        """What happens once a second; also while an output makes the stream wait."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + 1.0
+            self._supervision.look(time.monotonic())
 
     def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> None:
         began = time.perf_counter()
@@ -402,37 +421,41 @@ class Pipeline:
 
     # Ending.
 
-    def _wait_for(self, thread: threading.Thread, drained_by: float | None) -> None:
-        """Wait for a thread; once the stream was told to stop, only until the deadline."""
-        while thread.is_alive():
-            is_over = drained_by is not None and self._stopping.is_set() and time.monotonic() >= drained_by
-            if is_over:
-                return
-            thread.join(POLL_S)
-
     def _give_up_what_waits(self) -> None:
-        waiting = self._work.clear()
-        log.warning("stopped before everything was analysed", messages=len(waiting))
+        """The deadline passed: every stage ends, what it holds is dropped, and `_account_for_the_rest` names it."""
+        self._giving_up.set()
+        log.warning("stopped before everything was analysed", messages=len(self._work.clear()))
         for publisher in self._publishers:
-            if publisher.trouble:
+            if publisher.output.when_full == "wait":
                 publisher.give_up()
-        for slot in waiting:
-            if slot.is_image:
-                self._give_up(slot)
-            else:
-                slot.finish(None)
-        for thread in self._stages:
-            thread.join(1.0)
+        for queue in (self._work, self._order, self._decisions):
+            queue.close()
+        for thread in self._threads:
+            thread.join(0.5)
 
-    def _stop_if_an_output_failed(self) -> None:
-        for publisher in self._publishers:
-            if publisher.failure is not None:
-                self._fail(publisher.failure)
+    def _account_for_the_rest(self) -> None:
+        """Enter what was received and never got its turn, as dropped."""
+        now = time.monotonic()
+        held = [] if self._held is None else [self._held]
+        for slot in [*self._batch, *held, *self._order.clear(), *self._refused]:
+            if not slot.done.is_set() and slot.is_image:
+                self._give_up(slot)
+            match slot.outcome:
+                case Answer() as answer:
+                    slot.outcome = GivenUp(answer.series, answer.number)
+                    self._enter(slot, [])
+                case SeriesStart() as start:
+                    self.ledger.start(start, now)
+                case _:
+                    self._enter(slot, [])
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
             try:
                 work()
+            except StreamerError as error:
+                log.error("stage failed", stage=name, reason=str(error))
+                self._fail(error)
             except Exception as error:
                 log.exception("stage failed", stage=name)
                 self._fail(error)

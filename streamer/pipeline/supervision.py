@@ -22,6 +22,7 @@ from streamer.records import Account, Alarm, Severity, Status
 
 log = structlog.get_logger("streamer.stream")
 
+STUCK_S = 20.0  # the slowest first frame of a series, with the largest detector's geometry to build, takes a tenth
 RECORD_S = 1.0  # how long an alarm waits to be on record before everybody else hears of it all the same
 
 
@@ -56,6 +57,7 @@ class Supervision:
         self._last_message: float | None = None
         self._silent_since: float | None = None
         self._rate = 0.0
+        self._progress: tuple[int, float] | None = None
         self._told: Counter[str] = Counter()
         self._changes: Counter[str] = Counter()
 
@@ -77,6 +79,7 @@ class Supervision:
         for change in (changes - self._changes).elements():
             self._metrics.source(change)
         self._changes = changes
+        self._look_at_progress(now)
         for publisher in self._publishers:
             self._look_at_output(publisher)
         self._rate = self._timing.take_rate(now)
@@ -182,6 +185,23 @@ class Supervision:
             self.announce(
                 self._decider.raise_condition(
                     "stream_stalled", Severity.INVALID, text, "stream", self._wall_time(), evidence
+                )
+            )
+
+    def _look_at_progress(self, now: float) -> None:
+        """Frames wait while nothing is decided: a model or a decision hangs, and nobody may believe the silence."""
+        waiting = self._queues["order"].statistics().depth
+        if not waiting or self._progress is None or self._timing.frames != self._progress[0]:
+            self._progress = self._timing.frames, now
+            self.announce(self._decider.clear_condition("analysis_stuck", self._wall_time()))
+        elif now - self._progress[1] >= STUCK_S:
+            self.state = "stalled"
+            text = (
+                f"{waiting} messages wait and none was decided for {STUCK_S:g} s: look at the log, restart the service"
+            )
+            self.announce(
+                self._decider.raise_condition(
+                    "analysis_stuck", Severity.INVALID, text, "stream", self._wall_time(), {"waiting": waiting}
                 )
             )
 

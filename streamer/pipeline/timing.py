@@ -36,6 +36,11 @@ class Timing:
                 self._latencies[int(np.searchsorted(EDGES_S, latency_s))] += 1
                 self._recent.append(latency_s)
 
+    @property
+    def frames(self) -> int:
+        """How many were decided."""
+        return self._frames
+
     def take_stages(self) -> dict[str, float]:
         """Stage → mean milliseconds per frame since the last call."""
         with self._lock:

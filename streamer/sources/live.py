@@ -74,6 +74,11 @@ class Live(Source):
         topic: str = "",
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
+        if not 1 <= high_water_mark <= 1_000_000 or not 1 <= max_message_bytes < 2**62:
+            raise BadConfig(
+                f"live: found high_water_mark {high_water_mark}, max_message_bytes {max_message_bytes}; expected"
+                " 1 to 1000000 messages and at least one byte (there is no 'without limit')"
+            )
         self.address = with_port(address, format)
         self.format = format
         self.url = f"{format.name}+{self.address}"
@@ -82,6 +87,7 @@ class Live(Source):
         self.counts: Mapping[str, int] = self._counts
         self._peers: set[int] = set()
         self._quiet_until = 0.0
+        self._next_retry_told = 1  # then after the fourth, the sixteenth, …: a detector may be off for the night
         self._waiting: deque[Message] = deque()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PULL if socket == "pull" else zmq.SUB)
@@ -89,7 +95,13 @@ class Live(Source):
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
-        options = {zmq.RCVHWM: high_water_mark, zmq.MAXMSGSIZE: max_message_bytes, zmq.LINGER: 0, **KEEPALIVE}
+        options = {
+            zmq.RCVHWM: high_water_mark,
+            zmq.MAXMSGSIZE: max_message_bytes,
+            zmq.LINGER: 0,
+            zmq.IPV6: 1,
+            **KEEPALIVE,
+        }
         for option, value in options.items():
             self._socket.setsockopt(option, value)
         if socket == "sub":
@@ -177,7 +189,8 @@ class Live(Source):
                 self._warn("the peer is gone, waiting for it to come back")
             elif name == "refused":
                 self._warn("the peer does not speak ZeroMQ, or its socket is of another type")
-            elif not self._peers:
+            elif not self._peers and self.counts["retried"] >= self._next_retry_told:
+                self._next_retry_told = 4 * self.counts["retried"]
                 self._warn("nobody answers at this address, trying again")
 
     def _warn(self, text: str) -> None:

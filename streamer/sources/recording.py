@@ -200,7 +200,12 @@ class _Tape:
             raise SourceLost(f"recording: the header of {path} is cut or damaged; nothing in it can be told apart")
         if self.lost_bytes:
             log.warning("the recording is cut", file=str(path), lost_bytes=self.lost_bytes)
-        self.format = find_format(json.loads(bytes(header))["format"])
+        try:
+            name = str(json.loads(bytes(header))["format"])
+        except (ValueError, KeyError, TypeError) as error:
+            self.close()
+            raise SourceLost(f"recording: the header of {path} names no format ({error})") from error
+        self.format = find_format(name)
         self.images = sum(self._kind(index) == "image" for index in range(1, len(self._records)))
 
     def messages(self) -> Iterator[_Captured]:

@@ -49,6 +49,8 @@ from streamer.wire import Scratch
 CLOCK_HZ = 50_000_000
 """Denominator of a DECTRIS detector's times."""
 CHANNEL = "threshold_1"
+MOST_FRAMES = 10_000_000
+"""Eleven days at 10 Hz; the order of the faults is worked out beforehand."""
 FRAME_TIME_S = 0.05
 """Announced where frames come as fast as they are made."""
 DOSE_FRAMES = 40
@@ -191,10 +193,10 @@ class Simulated(Playback):
             raise BadConfig(f"simulated: there is no instrument {kind!r}; expected saxs")
         if detector not in DETECTORS:
             raise BadConfig(f"simulated: there is no detector {detector!r}; expected one of: {', '.join(DETECTORS)}")
-        if frames < 1 or seed < 0 or not 0 < mean < 1000:
+        if not 1 <= frames <= MOST_FRAMES or seed < 0 or not 0 < mean < 1000:
             raise BadConfig(
                 f"simulated: frames = {frames}, seed = {seed}, mean = {mean}; "
-                "expected at least one frame, a seed from 0, and 0 < mean < 1000 counts per pixel"
+                f"expected 1 to {MOST_FRAMES} frames, a seed from 0, and 0 < mean < 1000 counts per pixel"
             )
         super().__init__(f"sim:{kind}", rate)
         self.seed = seed

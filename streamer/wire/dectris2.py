@@ -487,12 +487,16 @@ class _Fields:
         value = self.get(name)
         items = value.items() if isinstance(value, dict) else ()
         found = [(channel, array) for channel, array in items if isinstance(channel, str) and isinstance(array, _Array)]
+        if shape is None:
+            return []  # nothing tells how large they may be
         for channel, array in found:
-            if shape is not None and array.shape != shape:
+            if array.shape != shape:
                 raise BadFrame(
                     "shape", f"{name} of {_excerpt(channel)} is {array.shape} pixels, the images are {shape}"
                 )
-        return self._bounded(found, name)
+        if len(found) > USUAL_CHANNELS:
+            raise BadFrame("size", f"{name} has {len(found)} channels, expected at most {USUAL_CHANNELS}")
+        return found
 
     def _bounded(self, arrays: list[tuple[str, _Array]], name: str) -> list[tuple[str, _Array]]:
         if len(arrays) > MAX_CHANNELS:
