@@ -95,6 +95,14 @@ def detector(peers_python: Path, tmp_path: Path) -> Iterator[Detector]:
                 simulator.wait()
 
 
+def wait_for_connection(live: Live) -> None:
+    """The simulator throws away what it sends while nobody is there."""
+    deadline = time.monotonic() + DEADLINE_S
+    while live.connection != "connected":
+        assert time.monotonic() < deadline, "no connection to the simulator"
+        assert live.receive(0.1) is None
+
+
 def read_until(live: Live, last: type[WireRecord]) -> list[WireRecord]:
     """Records up to the first of that type."""
     found: list[WireRecord] = []
@@ -120,6 +128,7 @@ def enter(ledger: Ledger, record: WireRecord) -> None:
 
 def test_every_frame_of_two_series_is_accounted_for(detector):
     live, ledger = Live(detector.stream, Dectris2()), Ledger()
+    wait_for_connection(live)
     keys = []
     for images in (4, 2):
         detector.configure(images)
