@@ -288,6 +288,7 @@ def models(as_json: AsJson = False) -> None:
     table = Table("model", "version", "question", "says", "measured", title="Installed models", title_justify="left")
     for _, card in cards:
         numbers = {name: value for name, value in card.metrics.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in numbers.items() if not re.match("seed|n_", name)}
         measured = "\n".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
         table.add_row(card.name, card.version, card.question, "\n".join(card.outputs), measured)
     out.print(table, soft_wrap=False)

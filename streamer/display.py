@@ -110,12 +110,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     """What `run` and `demo` end with. Every loss has its name in the first line."""
     lost = [
         f"{report[name]} {name.replace('_', ' ')}"
-        for name in ("before_join", "missing", "malformed", "dropped", "late", "unaccounted")
+        for name in ("missing", "malformed", "dropped", "late", "unaccounted")
         if report.get(name)
     ]
     out.print(
         f"received {report['received']}, analysed {report['analysed']}, "
         + (f"LOST: {', '.join(lost)}" if lost else "nothing lost")
+        + (f", {report['before_join']} came before it joined" if report.get("before_join") else "")
         + "".join(f", {name} {value:.1f} ms" for name, value in report["latency_ms"].items())
     )
     wire = report.get("wire")
