@@ -113,10 +113,11 @@ class Publisher:
         return {"depth": now.depth, "size": now.size}
 
     def _count_lost(self, items: Sequence[Publication]) -> None:
-        for alarm in items:
-            if isinstance(alarm, Alarm):
-                self._lost.append(alarm.id)
-                log.error("an alarm was not told", output=self.output.name, alarm=alarm.name, id=alarm.id)
+        alarms = [item for item in items if isinstance(item, Alarm)]
+        if alarms:
+            self._lost.extend(alarm.id for alarm in alarms)
+            names = sorted({alarm.name for alarm in alarms})
+            log.error("alarms were not told", output=self.output.name, alarms=names, count=len(alarms))
         self._settle(len(items))
         lost = sum(not isinstance(item, Status) for item in items)
         if lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -377,6 +378,65 @@ def test_quarantine_sees_the_bytes_that_could_not_be_used() -> None:
     pipeline.start()
     pipeline.join()
     assert seen == [("size", [bad])]
+
+
+def test_a_model_that_hangs_does_not_keep_the_stream_from_stopping_and_every_message_is_named() -> None:
+    gate = threading.Event()
+
+    class Hanging(Doubling):
+        def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            gate.wait(60)
+            return super().run(inputs)
+
+    source = ListSource(series(range(300))[:-1])
+    source.may_end.clear()
+    limits = Limits(when_behind="wait", drain_s=0.2)
+    pipeline = Pipeline(source, [MeanPixel(Hanging())], Decider([]), [Lists()], limits=limits)
+    pipeline.start()
+    wait_until(lambda: source.given > 100)
+    pipeline.stop()
+    status = pipeline.join()
+    (account,) = status.closed
+    gate.set()
+    assert status.wire.messages == source.given
+    assert account.dropped == account.received == source.given - 1
+    assert account.analysed == account.unaccounted == account.pending == 0
+
+
+def test_an_output_with_a_defect_closes_the_pipeline_even_at_the_last_word() -> None:
+    class Defective(Lists):
+        def status(self, status: Status) -> None:
+            if status.state == "stopped":
+                raise ValueError("a defect in the last word")
+
+    with pytest.raises(ValueError, match="last word"):
+        run(series(range(5)), MeanPixel(), Defective())
+
+
+def test_a_record_that_is_down_does_not_hold_the_stream_back_and_its_lost_alarms_are_counted() -> None:
+    class Record(Lists):
+        name = "record"
+        is_record = True
+
+        def alarm(self, alarm: Alarm) -> None:
+            raise OutputDown("the disk is full")
+
+    flapping = Rule(name="odd", watch="mean.mean", above=0.5)
+    items: list[list[WireRecord] | BadFrame] = [[frame(n, n % 2)] for n in range(200)]
+    pipeline = Pipeline(
+        ListSource([[SeriesStart(KEY, images=200)], *items, [SeriesEnd(KEY)]]),
+        [MeanPixel()],
+        Decider([flapping]),
+        [Record(), output := Lists()],
+        limits=Limits(when_behind="wait", drain_s=0.5),
+    )
+    pipeline.start()
+    status = pipeline.join()
+    assert status.closed[0].analysed == 200
+    assert len(output.alarms) >= 199  # a hundred begin, and all but the last end
+    exposition = pipeline.metrics.exposition()[0].decode()
+    (dropped,) = re.findall(r'streamer_output_dropped_total\{output="record"\} (\S+)', exposition)
+    assert float(dropped) >= 199
 
 
 def wait_until(condition: Any, deadline_s: float = 30.0) -> None:
