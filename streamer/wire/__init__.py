@@ -17,6 +17,7 @@ from streamer.records import Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecor
 
 Buffer = bytes | bytearray | memoryview
 Kind = Literal["start", "image", "end"]
+SocketKind = Literal["pull", "sub", "req"]
 
 
 class Scratch(Protocol):
@@ -28,16 +29,27 @@ class Scratch(Protocol):
 class Format(abc.ABC):
     """One wire format. Decoding may run on several threads at once; a start message is never decoded beside others.
 
+    title: what people call it. default_port, usual_socket: where and how its senders are usually reached.
     is_one_part: a message has one part, so that several parts sent together are several messages.
+    is_counted: its messages know no series, only a running number. Its records then have `SeriesKey(0, sender)` and the
+        number as it was sent, and whoever receives them makes series of it (see `sources.wired`). `encode` gives no
+        parts for a start or an end. step: the distance between two consecutive numbers.
     """
 
     name: str
+    title: str
     default_port: int | None = None
+    usual_socket: SocketKind = "pull"
     is_one_part: bool = False
+    is_counted: bool = False
+    step: int = 1
 
     @abc.abstractmethod
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:
-        """What the message says it is, from its first bytes in about a microsecond; None if it cannot be told."""
+        """What the message says it is, from its first bytes in about a microsecond; None if it cannot be told.
+
+        Also tells whose message it is: None for those of every other format. Never raises.
+        """
 
     @abc.abstractmethod
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
@@ -47,7 +59,7 @@ class Format(abc.ABC):
     def decode(
         self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
     ) -> list[WireRecord]:
-        """The records in one message: one SeriesStart, or one Frame per channel, or one SeriesEnd.
+        """The records in one message: one SeriesStart, or one Frame per channel, or one SeriesEnd, or nothing.
 
         parts: the parts of one ZeroMQ message. scratch: where images are decompressed to; None allocates new arrays.
         Raises BadFrame (with series and number where they could be read); nothing else, whatever the bytes.

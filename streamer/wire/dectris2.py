@@ -40,6 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import cbor, compression
+from streamer.fields import Fields, excerpt, is_finite, is_natural, plain
+from streamer.pixels import Packed, unpack
 from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.wire import Buffer, Format, Kind, Scratch
 
@@ -88,19 +90,11 @@ _TYPE = re.compile(rb"(?:\xd9\xd9\xf7)?(?:[\xa1-\xb7]|\xb8.|\xb9..|\xbf)\x64type
 _KINDS: Mapping[bytes, Kind] = {b"start": "start", b"image": "image", b"end": "end"}
 
 
-class _Compressed(NamedTuple):
-    """A byte string under tag 56500."""
-
-    algorithm: str
-    elem_size: int
-    octets: Buffer
-
-
 class _Typed(NamedTuple):
     """A byte string, compressed or not, with the type of its elements."""
 
     dtype: np.dtype[Any]
-    octets: Buffer | _Compressed
+    octets: Buffer | Packed
 
 
 class _Array(NamedTuple):
@@ -119,6 +113,7 @@ class Dectris2(Format):
     """
 
     name = "dectris2"
+    title = "DECTRIS stream v2"
     default_port = 31001
     is_one_part = True
 
@@ -302,17 +297,17 @@ def _datetime(content: Any) -> str:
     return content
 
 
-def _compressed(content: Any) -> _Compressed:
+def _compressed(content: Any) -> Packed:
     if isinstance(content, list) and len(content) == 3:
         algorithm, elem_size, octets = content
-        if isinstance(algorithm, str) and _is_natural(elem_size) and isinstance(octets, bytes | memoryview):
-            return _Compressed(algorithm, elem_size, octets)
+        if isinstance(algorithm, str) and is_natural(elem_size) and isinstance(octets, bytes | memoryview):
+            return Packed(algorithm, elem_size, octets)
     raise BadFrame("compression", "tag 56500: not an algorithm, an element size and a byte string")
 
 
 def _typed(dtype: np.dtype[Any]) -> Callable[[Any], _Typed]:
     def meaning(content: Any) -> _Typed:
-        if not isinstance(content, bytes | memoryview | _Compressed):
+        if not isinstance(content, bytes | memoryview | Packed):
             raise BadFrame("dtype", f"a typed array of {dtype} that is not a byte string")
         return _Typed(dtype, content)
 
@@ -322,7 +317,7 @@ def _typed(dtype: np.dtype[Any]) -> Callable[[Any], _Typed]:
 def _array(order: Literal["C", "F"]) -> Callable[[Any], _Array]:
     def meaning(content: Any) -> _Array:
         shape, typed = content if isinstance(content, list) and len(content) == 2 else (None, None)
-        if not isinstance(shape, list) or len(shape) != 2 or not all(_is_natural(n) and n for n in shape):
+        if not isinstance(shape, list) or len(shape) != 2 or not all(is_natural(n) and n for n in shape):
             raise BadFrame("shape", "a multi-dimensional array whose dimensions are not two positive numbers")
         if not isinstance(typed, _Typed):
             raise BadFrame("dtype", "a multi-dimensional array that does not hold a typed array")
@@ -342,44 +337,12 @@ _TAGS: cbor.Tags = {
 
 def _unpack(array: _Array, max_pixels: int, scratch: Scratch | None = None) -> NDArray[Any]:
     """The array in rows and columns, native byte order, in memory of its own. Raises BadFrame."""
-    (rows, columns), dtype = array.shape, array.typed.dtype
-    if rows * columns > max_pixels:
-        raise BadFrame("size", f"an image of {rows} × {columns} pixels, expected at most {max_pixels}")
-    octets = array.typed.octets
-    length = rows * columns * dtype.itemsize
-    _check_length(octets, length, dtype)
-    empty: Callable[..., NDArray[Any]] = np.empty if scratch is None else scratch.empty
-    out = empty((length,), np.uint8)
-    if isinstance(octets, _Compressed):
-        compression.decompress(octets.algorithm, octets.elem_size, octets.octets, out)
-    else:
-        out[:] = np.frombuffer(octets, np.uint8)
-    image = out.view(dtype)
-    if not dtype.isnative:
-        image = image.byteswap(inplace=True).view(dtype.newbyteorder("="))
-    if array.order == "C":
-        return image.reshape(rows, columns)
-    turned = empty((rows, columns), image.dtype)
-    turned[:] = image.reshape(columns, rows).T
-    return turned
+    typed = array.typed
+    return unpack(typed.octets, array.shape, typed.dtype, max_pixels=max_pixels, scratch=scratch, order=array.order)
 
 
-def _check_length(octets: Buffer | _Compressed, length: int, dtype: np.dtype[Any]) -> None:
-    """Refuse, before any memory is taken, a payload that cannot fill its image."""
-    if not isinstance(octets, _Compressed):
-        if len(octets) != length:
-            raise BadFrame("shape", f"{len(octets)} bytes of pixels, the image's shape and type need {length}")
-    elif octets.algorithm == "bslz4" and octets.elem_size != dtype.itemsize:
-        raise BadFrame("compression", f"bslz4 of {octets.elem_size}-byte elements in an array of {dtype}")
-    elif length > compression.LARGEST_RATIO * len(octets.octets):
-        raise BadFrame("truncated", f"{len(octets.octets)} compressed bytes cannot fill an image of {length} bytes")
-
-
-class _Fields:
-    """The entries of one message, each checked when it is asked for. Absent and null are the same."""
-
-    def __init__(self) -> None:
-        self._values: dict[str | int, Any] = {}
+class _Fields(Fields):
+    """The entries of one message."""
 
     def read(self, parts: Sequence[Buffer]) -> None:
         """Take in what a message has. On an error the entries before the damage stay readable."""
@@ -387,21 +350,6 @@ class _Fields:
             raise BadFrame("type", f"a message of {len(parts)} parts, expected one map in one part")
         for key, value in cbor.entries(parts[0], _TAGS):
             self._values[key] = value
-
-    def get(self, name: str) -> Any:
-        return self._values.get(name)
-
-    def wrong(self, name: str, expected: str, reason: str = "field") -> BadFrame:
-        return BadFrame(reason, f"{name} is {_excerpt(self.get(name))}, expected {expected}")
-
-    def natural(self, name: str, reason: str = "id") -> int:
-        value = self.get(name)
-        if not _is_natural(value):
-            raise self.wrong(name, "a natural number", reason)
-        return int(value)
-
-    def natural_or_none(self, name: str) -> int | None:
-        return None if self.get(name) is None else self.natural(name, "field")
 
     def series(self) -> SeriesKey:
         unique = self.get("series_unique_id")
@@ -416,31 +364,7 @@ class _Fields:
             series = self.series()
         except BadFrame:
             return None, None
-        return series, number if _is_natural(number) else None
-
-    def text(self, name: str) -> str:
-        value = self.get(name)
-        if value is not None and not isinstance(value, str):
-            raise self.wrong(name, "text")
-        return value or ""
-
-    def names(self, name: str) -> tuple[str, ...]:
-        value = self.get(name)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(channel, str) for channel in value):
-            raise self.wrong(name, "a list of names")
-        return tuple(value)
-
-    def number(self, name: str) -> float | None:
-        value = self.get(name)
-        if value is not None and not _is_finite(value):
-            raise self.wrong(name, "a finite number")
-        return None if value is None else float(value)
-
-    def pair(self, first: str, second: str) -> tuple[float, float] | None:
-        x, y = self.number(first), self.number(second)
-        return None if x is None or y is None else (x, y)
+        return series, number if is_natural(number) else None
 
     def rational(self, name: str) -> Fraction | None:
         value = self.get(name)
@@ -455,7 +379,7 @@ class _Fields:
         value = self.get("detector_translation")
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != 3 or not all(_is_finite(n) for n in value):
+        if not isinstance(value, list) or len(value) != 3 or not all(is_finite(n) for n in value):
             raise self.wrong("detector_translation", "three finite numbers")
         return [float(n) for n in value]
 
@@ -491,9 +415,7 @@ class _Fields:
             return []  # nothing tells how large they may be
         for channel, array in found:
             if array.shape != shape:
-                raise BadFrame(
-                    "shape", f"{name} of {_excerpt(channel)} is {array.shape} pixels, the images are {shape}"
-                )
+                raise BadFrame("shape", f"{name} of {excerpt(channel)} is {array.shape} pixels, the images are {shape}")
         if len(found) > USUAL_CHANNELS:
             raise BadFrame("size", f"{name} has {len(found)} channels, expected at most {USUAL_CHANNELS}")
         return found
@@ -506,13 +428,13 @@ class _Fields:
     def extra(self, known: frozenset[str]) -> dict[str, Any]:
         """Everything else the message says, as far as it is plain text, numbers, lists and maps."""
         return {
-            name: _plain(value)
+            name: plain(value)
             for name, value in self._values.items()
             if isinstance(name, str) and name not in known and not isinstance(value, _OPAQUE)
         }
 
 
-_OPAQUE = (bytes, memoryview, _Compressed, _Typed, _Array)
+_OPAQUE = (bytes, memoryview, Packed, _Typed, _Array)
 _IDENTITY_FIELDS = frozenset({"type", "series_id", "series_unique_id"})
 _IMAGE_FIELDS = _IDENTITY_FIELDS | {"image_id", "data", "start_time", "stop_time", "real_time"}
 _START_FIELDS = _IDENTITY_FIELDS | {
@@ -522,36 +444,6 @@ _START_FIELDS = _IDENTITY_FIELDS | {
 }
 _DATES = ("arm_date", "series_date")
 _RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
-
-
-def _is_natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _excerpt(value: Any) -> str:
-    """What was found, short enough for a log line, whatever it is."""
-    if isinstance(value, str):
-        return repr(value[:40])
-    if isinstance(value, int | float):
-        return repr(value)
-    if value is None:
-        return "absent"
-    return f"a {type(value).__name__.lstrip('_').lower()}"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON knows it: byte strings and arrays, and numbers that are not finite, become None."""
-    if isinstance(value, _OPAQUE) or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value
 
 
 def _encode_key(series: SeriesKey) -> dict[str, Any]:
