@@ -14,6 +14,8 @@ missed, and all of it at once:
 One string names a source everywhere:
 
     dectris2+tcp://dcu.id02:31001        a detector; options follow: ?socket=sub&high_water_mark=1000
+    pva://ID02:EIG:Pva1:Image            an areaDetector image over EPICS pvAccess
+    results+tcp://saxs.id02:5556         what another streamer publishes
     run42.nxs, frames/, image.tiff       stored frames
     run42.wire, captured/*.cbor          a recording of the wire
     sim:saxs?rate=20&frames=500          a simulated instrument
@@ -29,7 +31,7 @@ import inspect
 import pkgutil
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -43,7 +45,8 @@ from streamer.decide import Rule
 from streamer.outputs import Output
 from streamer.records import BadConfig, BadInput, BadModel, did_you_mean
 from streamer.sources import Source
-from streamer.wire import Format
+from streamer.sources.wired import Claim, Wired
+from streamer.wire import Buffer, Format
 
 Wing = Literal["wire", "sources", "analyses", "outputs"]
 
@@ -141,7 +144,24 @@ def open_source(url: str, *, folder: Path | None = None) -> Source:
         arguments["path"] = Path(",".join(str(folder / Path(one).expanduser()) for one in stored))
     source: Source = find("sources", wing_name)(**arguments)
     source.url = url
+    if isinstance(source, Wired):
+        source.recognise = recognise
     return source
+
+
+def carries_results(source: Source) -> bool:
+    """Whether what comes from a source is what another streamer said of its frames."""
+    return isinstance(source, Wired) and source.format.carries == "results"
+
+
+def recognise(parts: Sequence[Buffer]) -> Claim | None:
+    """The name and the title of the format that a message looks like; None if it looks like none of them."""
+    return next(((speaks.name, speaks.title) for speaks in _formats() if speaks.claims(parts)), None)
+
+
+@functools.cache
+def _formats() -> tuple[Format, ...]:
+    return tuple(find("wire", name)() for name in names("wire"))
 
 
 def destination(url: str) -> tuple[Format, str]:
@@ -166,6 +186,8 @@ def parse_source(url: str) -> tuple[str, dict[str, Any], list[str]]:
     given: dict[str, Any]
     if separator and scheme == "sim":
         name, given = "simulated", {"kind": rest}
+    elif separator and scheme == "pva":
+        name, given = "pva", {"channel": rest.removeprefix("//")}
     elif "+" in scheme and rest.startswith("//"):
         return _parse_live(scheme, rest, options)
     elif separator and rest.startswith("//") and scheme != "file":
@@ -320,8 +342,15 @@ class _Reader:
         defaults = {"device": settings.device, "max_batch": settings.max_batch} if settings else {}
         analyses = self._plug_ins("analyse", sections["analyse"], defaults)
         outputs = self._plug_ins("publish", sections["publish"], {})
-        rules = self._rules(sections["alarm"], sections["analyse"])
-        if not sections["analyse"] and "analyse" not in document:
+        source = str(top.get("source", ""))
+        carries_results = self._carries_results(source)
+        rules = self._rules(sections["alarm"], None if carries_results else sections["analyse"])
+        if carries_results and sections["analyse"]:
+            self.problems.append(
+                f"{self._path}: source '{source}' carries results, and an analysis needs frames: take out "
+                f"{', '.join(f'[analyse.{name}]' for name in sections['analyse'])}"
+            )
+        if not carries_results and "analyse" not in document:
             self.problems.append(f"{self._path}: nothing to do: add a table [analyse.NAME], such as [analyse.saxs]")
         return None if settings is None else Beamline(settings, analyses, tuple(rules), outputs)
 
@@ -380,12 +409,22 @@ class _Reader:
                 self.plug_ins.append((where, found[title]))
         return found
 
-    def _rules(self, tables: dict[str, dict[str, Any]], analyses: Mapping[str, Any]) -> list[Rule]:
+    def _carries_results(self, url: str) -> bool:
+        try:
+            _, arguments, _ = parse_source(url)
+        except BadConfig:
+            return False
+        speaks = arguments.get("format")
+        return isinstance(speaks, Format) and speaks.carries == "results"
+
+    def _rules(self, tables: dict[str, dict[str, Any]], analyses: Mapping[str, Any] | None) -> list[Rule]:
+        """The rules; they may watch these analyses, or whatever another streamer runs (None)."""
         rules: list[Rule] = []
         for name, table in tables.items():
             where = f"{self._path}: [alarm.{name}]"
             arguments, problems = fit(Rule, table, where, given=("name",))
-            if (problem := misdirected(str(arguments.get("watch", "")), analyses)) and "watch" in arguments:
+            watch = str(arguments.get("watch", ""))
+            if (problem := misdirected(watch, names("analyses") if analyses is None else analyses)) and watch:
                 problems.append(f"{where} {problem}")
             self.problems += problems
             if "watch" not in arguments:

@@ -14,6 +14,12 @@ Frames of a series nobody has heard of are accepted in an account of their own, 
 series with a higher id is open: then they are leftovers of an aborted one, and stale. A single corrupted series id can
 therefore never displace the series that is running.
 
+Where frames carry a running number that knows no series (`SeriesStart.first`), the account begins with the first one
+seen, and what may be between two numbers is told by `step`.
+
+Several readers of one PUSH socket are dealt the messages in turn, so what another one takes is missing regularly. The
+account says so (`gap_period`): it looks at the last PATTERN numbers for a period that random losses do not have.
+
 Memory is bounded: numbers are kept as bits, the last few closed series are remembered, the rest is forgotten.
 Times are seconds of a monotonic clock and are given by the caller. Safe to call from several threads.
 """
@@ -34,6 +40,11 @@ MOST_CLOSED = 8  # how long a late frame finds its account
 PAGE = 4096  # numbers in a page of 512 bytes
 MOST_PAGES = 16_384  # 8 MB: every second frame of 67 million; beyond that numbers are noise, and memory is bounded
 MOST_MALFORMED = 10_000  # malformed numbers that may still be replaced by a good copy
+
+PATTERN = 64  # numbers looked at for a pattern: eight turns of eight readers
+FEWEST = 24  # numbers before anything is said: as random losses, the same pattern comes once in millions of series
+MOST_READERS = 8
+REGULAR = 0.95  # share of numbers that agree with those one period later; a reader that is full is skipped
 
 COUNTS = (
     "announced",
@@ -96,6 +107,8 @@ class _Series:
     key: SeriesKey
     last_heard: float
     announced: int | None = None
+    first: int | None = None
+    step: int = 1
     joined_late: bool = True
     seen: Numbers = field(default_factory=Numbers)
     in_flight: set[int] = field(default_factory=set)
@@ -111,10 +124,19 @@ class _Series:
     closed_by: str = ""
 
     @property
+    def reached(self) -> int:
+        """Frames up to the highest number seen, whether they came or not."""
+        if not self.seen.count:
+            return 0
+        if self.first is None:
+            return self.seen.highest + 1
+        origin = min(self.first, self.seen.lowest)
+        return max((self.seen.highest - origin) // self.step + 1, self.seen.count)
+
+    @property
     def total(self) -> int:
         """Announced frames; where the detector gave no number, or sent more, as many as were seen."""
-        seen = self.seen.highest + 1 if self.seen.count else 0
-        return max(self.announced or 0, seen)
+        return max(self.announced or 0, self.reached)
 
     @property
     def is_complete(self) -> bool:
@@ -125,7 +147,8 @@ class _Series:
 
     def account(self) -> Account:
         first = self.seen.lowest if self.joined_late and self.seen.count else 0
-        reached = self.total if self.closed_by else (self.seen.highest + 1 if self.seen.count else 0)
+        reached = self.total if self.closed_by else self.reached
+        period, length = self.pattern()
         return Account(
             series=self.key,
             announced=self.total,
@@ -143,7 +166,24 @@ class _Series:
             out_of_order=self.out_of_order,
             joined_late=self.joined_late,
             closed_by=self.closed_by,
+            gap_period=period,
+            gap_length=length,
         )
+
+    def pattern(self) -> tuple[int, int]:
+        """Period of the gaps among the latest numbers, and how many of a period are missing; (0, 0) for none."""
+        last = self.seen.highest
+        first = max(self.seen.lowest, last - (PATTERN - 1) * self.step)
+        came = [number in self.seen for number in range(first, last + 1, self.step)]
+        if len(came) < FEWEST or all(came):
+            return 0, 0
+        for period in range(2, MOST_READERS + 1):
+            if len(came) < 4 * period or _agreement(came, period) < REGULAR:
+                continue
+            if _agreement(came, 1) > 1 - 1.5 / period:  # one long gap agrees with itself at any distance
+                continue
+            return period, round(period * came.count(False) / len(came))
+        return 0, 0
 
 
 class Ledger:
@@ -179,6 +219,8 @@ class Ledger:
             if series is None:
                 series = self._opened(start.series, now)
             series.announced = start.images
+            series.first = start.first
+            series.step = max(1, start.step)
             series.joined_late = False
             series.ending_by, series.ends_at = "", None
             series.last_heard = now
@@ -433,6 +475,12 @@ class Ledger:
             series.malformed += 1
         else:
             series.dropped += 1
+
+
+def _agreement(came: list[bool], distance: int) -> float:
+    """The share of numbers that share their fate with the number so far behind them."""
+    pairs = list(zip(came, came[distance:], strict=False))
+    return sum(one == other for one, other in pairs) / len(pairs)
 
 
 def _counts(account: Account) -> Counter[str]:

@@ -150,6 +150,8 @@ class SeriesStart:
     """The detector was armed.
 
     images: how many images were announced, None when the detector does not say.
+    first: the number it begins with, where frames carry a running number and do not count from 0; else None.
+    step: the distance between two consecutive numbers.
     shape: (rows, columns) of one image, None when unknown.
     nodata: the pixel value that means "no measurement", None for the dtype's maximum.
     saturation: the largest valid pixel value, None when unknown.
@@ -161,6 +163,8 @@ class SeriesStart:
 
     series: SeriesKey
     images: int | None = None
+    first: int | None = None
+    step: int = 1
     shape: tuple[int, int] | None = None
     dtype: np.dtype[Any] | None = None
     channels: tuple[str, ...] = ()
@@ -214,9 +218,6 @@ class SeriesEnd:
 
     series: SeriesKey
     received_ns: int = 0
-
-
-WireRecord = SeriesStart | Frame | SeriesEnd
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -295,6 +296,10 @@ class Result:
         return self.quantities[name]
 
 
+WireRecord = SeriesStart | Frame | SeriesEnd | Result
+"""What a message may hold: a detector's records, or a result of another streamer."""
+
+
 class Severity(enum.IntEnum):
     """EPICS alarm severities. INVALID means "not known", and ranks above every known state."""
 
@@ -339,9 +344,10 @@ class WireAccount:
 
     messages = control + accepted + duplicate + late + stale + unannounced + sum of malformed.
 
-    control: starts, ends and anything that carries no image. accepted: frames that opened a line in a series account.
-    duplicate: a number already counted. late: after its series was closed by its end. stale: of a series that
-    another one replaced. unannounced: a number at or beyond the announced total. malformed: by reason.
+    control: starts, ends (also those that streamer concluded itself) and anything that carries no image. accepted:
+    frames that opened a line in a series account. duplicate: a number already counted. late: after its series was
+    closed by its end. stale: of a series that another one replaced. unannounced: a number at or beyond the announced
+    total. malformed: by reason.
     out_of_order counts accepted frames that came after a higher number; it is no term of the sum.
     """
 
@@ -368,6 +374,8 @@ class Account:
     missing: numbers skipped so far, and at the close all that never came. malformed: unusable, number known.
     dropped: by a full queue. late: came after the close. pending: not yet come, or come and not yet analysed.
     duplicate, out_of_order: for information. closed_by: "", "end", "new start", "stall" or "stop".
+    gap_period, gap_length: of the latest numbers, gap_length in every gap_period are missing, as regularly as when
+        several readers share a PUSH socket; 0 where there is no such pattern.
     """
 
     series: SeriesKey
@@ -386,6 +394,8 @@ class Account:
     out_of_order: int = 0
     joined_late: bool = False
     closed_by: str = ""
+    gap_period: int = 0
+    gap_length: int = 0
 
     @property
     def unaccounted(self) -> int:

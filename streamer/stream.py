@@ -23,7 +23,7 @@ from streamer.outputs import Output
 from streamer.pipeline import Limits, Pipeline
 from streamer.pipeline.line import POLL_S
 from streamer.queues import Closed, Queue
-from streamer.records import Account, Alarm, BadConfig, BadInput, Frame, Result, Status
+from streamer.records import Account, Alarm, BadConfig, BadInput, Frame, Result, Status, WireRecord
 from streamer.sources import Source
 
 MOST_ALARMS = 1000  # that a notebook is told of at the end; of more, the latest
@@ -76,6 +76,11 @@ class Stream:
         """
         if self._is_asked:
             raise BadInput(f"stream: {self.source.url} was asked already, and its frames are gone; open it once more")
+        if config.carries_results(self.source):
+            raise BadConfig(
+                f"stream: {self.source.url} carries results of another streamer, not frames; take them as they are "
+                "with results(), or write a beamline file with rules and outputs"
+            )
         asked = config.build("analyses", analysis, options)
         rules = []
         for name, table in (alarms or {}).items():
@@ -92,13 +97,11 @@ class Stream:
 
     def frames(self) -> Iterator[Frame]:
         """The frames themselves, decoded and nothing more. Bad ones raise BadFrame: catch it and go on."""
-        while True:
-            try:
-                message = self.source.receive(POLL_S)
-            except EOFError:
-                return
-            if message is not None:
-                yield from (record for record in self.source.decode(message) if isinstance(record, Frame))
+        yield from (record for record in self._records() if isinstance(record, Frame))
+
+    def results(self) -> Iterator[Result]:
+        """What another streamer publishes, from a source that carries results. Bad messages raise BadFrame."""
+        yield from (record for record in self._records() if isinstance(record, Result))
 
     def close(self) -> None:
         """Let go of the source."""
@@ -111,6 +114,15 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _records(self) -> Iterator[WireRecord]:
+        while True:
+            try:
+                message = self.source.receive(POLL_S)
+            except EOFError:
+                return
+            if message is not None:
+                yield from self.source.decode(message)
 
     def _results(self, pipeline: Pipeline, basket: _Basket) -> Iterator[Result]:
         pipeline.start()

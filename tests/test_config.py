@@ -10,6 +10,7 @@ import pytest
 from streamer import config
 from streamer.records import BadConfig
 from streamer.sources import Source
+from streamer.sources.live import Live
 from streamer.wire import Format
 
 GOOD = """
@@ -187,3 +188,47 @@ def test_mistakes_of_every_layer_are_reported_together(tmp_path: Path) -> None:
     )
     for word in ("'ten'", "workers", "queue_frames", "binz", "no.poni", "anomalie", "for_frames", "max_bytes"):
         assert any(word in problem for problem in problems), (word, problems)
+
+
+def test_rules_on_the_results_of_another_streamer_need_no_analysis_here(tmp_path: Path) -> None:
+    text = """
+source = "results+tcp://127.0.0.1:5556"
+
+[alarm.damage]
+watch = "saxs.{quantity}"
+above = 0.9
+"""
+    assert problems_of(text.format(quantity="anomaly"), tmp_path) == []
+    (problem,) = problems_of(text.format(quantity="anomalie"), tmp_path)
+    assert "did you mean 'anomaly'" in problem
+    (problem,) = problems_of(text.format(quantity="anomaly") + "[analyse.saxs]\nbins = 500\n", tmp_path)
+    assert "carries results, and an analysis needs frames: take out [analyse.saxs]" in problem
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "is_exclusive"),
+    [
+        ("dectris1+tcp://127.0.0.1:9999", "pull", True),
+        ("array+tcp://127.0.0.1:9999?socket=sub&step=2", "sub", False),
+        ("bsread+tcp://127.0.0.1:9999?channel=CAM:FPICTURE", "pull", True),
+        ("karabo+tcp://127.0.0.1:9999", "req", True),
+        ("results+tcp://127.0.0.1", "sub", False),
+    ],
+)
+def test_one_string_opens_any_wire_with_its_usual_socket(url: str, kind: str, is_exclusive: bool) -> None:
+    source = config.open_source(url)
+    try:
+        assert isinstance(source, Live)
+        assert source.socket == kind
+        assert source.is_exclusive is is_exclusive
+        assert source.url == url
+        assert source.format.step == (2 if "step=2" in url else 1)
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("name", config.names("wire"))
+def test_every_format_says_what_people_call_it(name: str) -> None:
+    speaks = config.find("wire", name)()
+    assert speaks.name == name
+    assert speaks.title

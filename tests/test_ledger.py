@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from streamer.ledger import MOST_OPEN, Ledger, Numbers
+from streamer.ledger import FEWEST, MOST_OPEN, MOST_READERS, Ledger, Numbers
 from streamer.records import SeriesKey, SeriesStart
 
 A, B = SeriesKey(1, "a"), SeriesKey(2, "b")
@@ -349,3 +351,105 @@ class AnyWire(RuleBasedStateMachine):
 
 TestAnyWire = AnyWire.TestCase
 TestAnyWire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def counting(first: int, step: int = 1) -> SeriesStart:
+    return SeriesStart(series=A, first=first, step=step)
+
+
+def test_a_running_number_is_counted_from_the_first_one_seen() -> None:
+    ledger = Ledger()
+    ledger.start(counting(5000), 0.0)
+    analyse(ledger, A, [5000, 5001, 5003])
+    account = only(ledger)
+    assert (account.announced, account.analysed, account.missing, account.before_join) == (4, 3, 1, 0)
+    assert account.unaccounted == 0
+
+
+def test_numbers_that_count_by_four_leave_nothing_out() -> None:
+    ledger = Ledger()
+    ledger.start(counting(20_000_000_000, step=4), 0.0)
+    analyse(ledger, A, range(20_000_000_000, 20_000_000_040, 4))
+    assert (only(ledger).announced, only(ledger).missing) == (10, 0)
+    analyse(ledger, A, [20_000_000_048])
+    assert (only(ledger).announced, only(ledger).missing) == (13, 2)
+
+
+def test_a_step_that_is_wrong_loses_nothing() -> None:
+    ledger = Ledger()
+    ledger.start(counting(0, step=4), 0.0)
+    assert analyse(ledger, A, range(10)) == ["accepted"] * 10
+    assert (only(ledger).announced, only(ledger).analysed, only(ledger).missing) == (10, 10, 0)
+
+
+def test_a_frame_overtaken_by_the_first_one_belongs_to_the_series() -> None:
+    ledger = Ledger()
+    ledger.start(counting(7), 0.0)
+    assert analyse(ledger, A, [7, 5, 8]) == ["accepted"] * 3
+    assert (only(ledger).announced, only(ledger).missing) == (4, 1)
+
+
+@given(
+    st.sets(st.integers(0, 300), min_size=1, max_size=100),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_the_sum_of_a_counted_series_holds(places: set[int], step: int, is_over: bool) -> None:
+    ledger = Ledger()
+    numbers = [1000 + step * place for place in sorted(places)]
+    ledger.start(counting(numbers[0], step), 0.0)
+    analyse(ledger, A, numbers)
+    if is_over:
+        ledger.close(1.0)
+    account = only(ledger)
+    assert account.analysed == len(places)
+    assert account.missing == max(places) - min(places) + 1 - len(places)
+    assert account.announced == account.analysed + account.missing
+    assert account.pending == account.unaccounted == 0
+
+
+@pytest.mark.parametrize("readers", range(2, MOST_READERS + 1))
+@pytest.mark.parametrize("step", [1, 4])
+def test_what_other_readers_take_in_turn_is_told_from_what_is_lost(readers: int, step: int) -> None:
+    ledger = Ledger()
+    ledger.start(counting(0, step), 0.0)
+    analyse(ledger, A, range(0, 100 * readers * step, readers * step))
+    assert (only(ledger).gap_period, only(ledger).gap_length) == (readers, readers - 1)
+
+
+@pytest.mark.parametrize("readers", range(2, MOST_READERS + 1))
+def test_one_stranger_among_many_readers_is_noticed(readers: int) -> None:
+    ledger = Ledger()
+    ledger.start(start(A, 1000), 0.0)
+    analyse(ledger, A, [number for number in range(200) if number % readers])
+    assert (only(ledger).gap_period, only(ledger).gap_length) == (readers, 1)
+
+
+def test_a_reader_that_is_skipped_now_and_then_still_shows() -> None:
+    ledger = Ledger()
+    ledger.start(start(A, 1000), 0.0)
+    analyse(ledger, A, [*range(0, 60, 2), *range(61, 160, 2)])
+    assert (only(ledger).gap_period, only(ledger).gap_length) == (2, 1)
+
+
+@given(st.integers(0, 2**32), st.floats(0.05, 0.95))
+def test_random_losses_are_no_pattern(seed: int, share: float) -> None:
+    chance = random.Random(seed)
+    ledger = Ledger()
+    ledger.start(start(A, 10_000), 0.0)
+    analyse(ledger, A, [number for number in range(600) if chance.random() > share])
+    assert only(ledger).gap_period == 0
+
+
+def test_one_long_gap_is_no_pattern() -> None:
+    ledger = Ledger()
+    ledger.start(start(A, 1000), 0.0)
+    analyse(ledger, A, [*range(40), *range(70, 100)])
+    assert only(ledger).gap_period == 0
+
+
+def test_a_few_frames_say_nothing_of_a_pattern() -> None:
+    ledger = Ledger()
+    ledger.start(start(A, 1000), 0.0)
+    analyse(ledger, A, range(0, FEWEST - 2, 2))
+    assert only(ledger).gap_period == 0

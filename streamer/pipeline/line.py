@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from streamer.pipeline.neighbours import Analysis
-from streamer.records import BadFrame, Reduced, SeriesEnd, SeriesKey, SeriesStart
+from streamer.records import BadFrame, Reduced, Result, SeriesEnd, SeriesKey, SeriesStart
 
 POLL_S = 0.1  # how soon a thread that waits notices that the stream was stopped
 MOST_AHEAD = 64  # frames reduced and waiting for the model: when they pile up, the work queue fills and its rule holds
@@ -36,12 +36,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What all analyses made of one frame, before the models were asked."""
+    """What all analyses made of one frame, before the models were asked; or what another streamer already said of it.
+
+    is_more: the frame was counted already, and this is another result of it.
+    """
 
     series: SeriesKey
     number: int
     received_ns: int
-    reduced: Sequence[tuple[Analysis, Reduced]]
+    reduced: Sequence[tuple[Analysis, Reduced]] = ()
+    results: Sequence[Result] = ()
+    is_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

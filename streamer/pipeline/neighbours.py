@@ -28,6 +28,8 @@ class Source(Protocol):
     """Where messages come from (`sources.Source`)."""
 
     url: str
+    is_exclusive: bool
+    readers: int
 
     @property
     def counts(self) -> Mapping[str, int]: ...

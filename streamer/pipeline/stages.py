@@ -223,7 +223,7 @@ class Pipeline:
             records = self.source.decode(message, scratch=scratch)
             decoded = time.perf_counter()
             self._took("decode", decoded - began)
-            outcome = self._reduced(records, slot.received_ns)
+            outcome = self._reduced(records, slot)
             self._took("reduce", time.perf_counter() - decoded)
         except BadFrame as bad:
             if self._quarantine is not None:
@@ -231,7 +231,7 @@ class Pipeline:
             return bad
         return outcome
 
-    def _reduced(self, records: Sequence[WireRecord], received_ns: int) -> Outcome:
+    def _reduced(self, records: Sequence[WireRecord], slot: Slot) -> Outcome:
         match records:
             case [SeriesStart() as start]:
                 self._begin(start)
@@ -240,7 +240,10 @@ class Pipeline:
                 return end
             case [Frame() as first, *_]:
                 frames = [record for record in records if isinstance(record, Frame)]
-                return Answer(first.series, first.number, received_ns, self._all_reduced(frames))
+                return Answer(first.series, first.number, slot.received_ns, self._all_reduced(frames))
+            case [Result() as result]:
+                key = result.series, result.number
+                return Answer(*key, slot.received_ns, results=[result], is_more=not slot.is_image)
         return None
 
     def _begin(self, start: SeriesStart) -> None:
@@ -314,6 +317,9 @@ class Pipeline:
         """Enter one message into the account; a frame that counts joins the answers."""
         now = time.monotonic()
         match slot.outcome:
+            case Answer(is_more=True) as answer:
+                self.ledger.control()
+                answers.append(answer)
             case Answer() as answer:
                 verdict = self.ledger.frame(answer.series, answer.number, now)
                 if verdict == "accepted":
@@ -393,25 +399,27 @@ class Pipeline:
         began = time.perf_counter()
         try:
             for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
-                self._say(analysis.interpret(reduced, output))
+                self._say(replace(analysis.interpret(reduced, output), wall_time=self._wall_time()))
+            for result in answer.results:
+                self._say(result)
         except BadFrame as bad:
             self.ledger.unusable(answer.series, answer.number, time.monotonic())
             self.metrics.malformed(bad.reason)
             self._supervision.example = str(bad)
             return
-        self.ledger.analysed(answer.series, answer.number, time.monotonic())
         self._took("decide", time.perf_counter() - began)
+        if answer.is_more:
+            return
+        self.ledger.analysed(answer.series, answer.number, time.monotonic())
         latency = 1e-9 * (time.monotonic_ns() - answer.received_ns) if answer.received_ns else None
         self.timing.frame(latency)
         if latency is not None:
             self.metrics.latency(latency)
 
     def _say(self, result: Result) -> None:
-        wall_time = self._wall_time()
-        result = replace(result, wall_time=wall_time)
         for publisher in self._publishers:
             publisher.publish(result)
-        self._supervision.announce(self.decider.decide(result, wall_time))
+        self._supervision.announce(self.decider.decide(result, self._wall_time()))
         self.metrics.analysed(result.analysis)
 
     def _took(self, stage: str, seconds: float, frames: int = 1) -> None:
@@ -441,7 +449,7 @@ class Pipeline:
             if not slot.done.is_set() and slot.is_image:
                 self._give_up(slot)
             match slot.outcome:
-                case Answer() as answer:
+                case Answer(is_more=False) as answer:
                     slot.outcome = GivenUp(answer.series, answer.number)
                     self._enter(slot, [])
                 case SeriesStart() as start:

@@ -12,17 +12,18 @@ from typing import Any
 
 import structlog
 
-from streamer.ledger import Ledger
+from streamer.ledger import FEWEST, Ledger
 from streamer.metrics import Metrics
 from streamer.pipeline.neighbours import Analysis, Decider, Source
 from streamer.pipeline.publisher import Publisher
 from streamer.pipeline.timing import Timing
 from streamer.queues import Queue
-from streamer.records import Account, Alarm, Severity, Status
+from streamer.records import Account, Alarm, Severity, Status, WireAccount
 
 log = structlog.get_logger("streamer.stream")
 
 STUCK_S = 20.0  # the slowest first frame of a series, with the largest detector's geometry to build, takes a tenth
+UNREADABLE_LOOKS = 3  # seconds in which nothing but unusable messages came, before it is more than a few bad ones
 RECORD_S = 1.0  # how long an alarm waits to be on record before everybody else hears of it all the same
 
 
@@ -59,6 +60,8 @@ class Supervision:
         self._rate = 0.0
         self._progress: tuple[int, float] | None = None
         self._told: Counter[str] = Counter()
+        self._wire = WireAccount()
+        self._unreadable = 0
         self._changes: Counter[str] = Counter()
 
     def queues(self, **queues: Queue[Any]) -> None:
@@ -80,6 +83,8 @@ class Supervision:
             self._metrics.source(change)
         self._changes = changes
         self._look_at_progress(now)
+        self._look_at_messages()
+        self._look_at_numbers()
         for publisher in self._publishers:
             self._look_at_output(publisher)
         self._rate = self._timing.take_rate(now)
@@ -204,6 +209,48 @@ class Supervision:
                     "analysis_stuck", Severity.INVALID, text, "stream", self._wall_time(), {"waiting": waiting}
                 )
             )
+
+    def _look_at_messages(self) -> None:
+        """Nothing of what comes can be used: a wrong prefix, or a sender that went mad."""
+        wire, before = self._ledger.wire(), self._wire
+        self._wire = wire
+        came, bad = wire.messages - before.messages, sum(wire.malformed.values()) - sum(before.malformed.values())
+        if came > bad:
+            self._unreadable = 0
+            self.announce(self._decider.clear_condition("stream_unreadable", self._wall_time()))
+        elif came:
+            self._unreadable += 1
+        if self._unreadable >= UNREADABLE_LOOKS:
+            text = f"no message can be used: {self.example}"
+            evidence = {"malformed": sum(wire.malformed.values())}
+            self.announce(
+                self._decider.raise_condition(
+                    "stream_unreadable", Severity.MAJOR, text, "stream", self._wall_time(), evidence
+                )
+            )
+
+    def _look_at_numbers(self) -> None:
+        """Numbers are missing as regularly as when a stranger reads from the same socket."""
+        account = self._ledger.current()
+        if account is None or (not account.gap_period and account.received < FEWEST):
+            return  # a series that has just begun says nothing yet
+        period, length = account.gap_period, account.gap_length
+        if not period or (self._source.is_exclusive and length < self._source.readers):
+            self.announce(self._decider.clear_condition("frames_taken", self._wall_time()))
+            return
+        gone = f"{length} of every {period} frames {'is' if length == 1 else 'are'} missing: "
+        why = (
+            "another client is attached to this PUSH socket and takes its share; end it, or let both read from "
+            "'streamer relay' (if they share it on purpose, add readers=N to the source)"
+            if self._source.is_exclusive
+            else f"the sender leaves them out; if it means to, add step={period // (period - length)} to the source"
+        )
+        evidence = {"period": period, "missing": length}
+        self.announce(
+            self._decider.raise_condition(
+                "frames_taken", Severity.MAJOR, gone + why, "stream", self._wall_time(), evidence
+            )
+        )
 
     def _look_at_output(self, publisher: Publisher) -> None:
         name = f"output_{publisher.output.name}_down"

@@ -35,13 +35,14 @@ class Source(abc.ABC):
     """Where frames come from.
 
     url: as the user wrote it. announced_frames: how many will come in all, None if nobody knows (for progress bars).
-    is_exclusive: reading takes messages away from other readers (a PUSH socket).
+    is_exclusive: reading takes messages away from other readers (a PUSH socket). readers: how many share it on purpose.
     counts: what happened to the connection so far, by name ("connected", "disconnected", …).
     """
 
     url: str
     announced_frames: int | None = None
     is_exclusive: bool = False
+    readers: int = 1
     counts: Mapping[str, int] = MappingProxyType({})
 
     @abc.abstractmethod

@@ -1,9 +1,10 @@
 """A detector on the network: messages from a ZeroMQ socket, as they come and without a copy.
 
-Socket. PULL (the detector pushes, each message goes to one reader only) or SUB (the detector publishes and drops what
-a slow reader does not take). `connect` is asynchronous: an address where nobody listens yet is waited for, and ZeroMQ
-reconnects by itself. What happened to the connection is read from the socket monitor inside `receive`, so there is no
-second thread; it is offered as `connection` and `counts` and logged once per change.
+Socket. PULL (the detector pushes, each message goes to one reader only), SUB (the detector publishes and drops what a
+slow reader does not take) or REQ (the sender answers each request with the next message; one request is under way at
+any time, and asked again where the connection was lost). `connect` is asynchronous: an address where nobody listens yet
+is waited for, and ZeroMQ reconnects by itself. What happened to the connection is read from the socket monitor inside
+`receive`, so there is no second thread; it is offered as `connection` and `counts` and logged once per change.
 
 Loss. The high-water mark bounds what waits in the socket. PULL then pushes back on the detector; SUB drops at the
 publisher without a word, which only the ledger notices. A message larger than `max_message_bytes` makes ZeroMQ drop
@@ -16,17 +17,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from streamer.records import BadConfig, SeriesKey, SourceLost, WireRecord
-from streamer.sources import Message, Source
-from streamer.wire import Format, Scratch
+from streamer.records import BadConfig, SourceLost
+from streamer.sources import Message
+from streamer.sources.wired import Wired
+from streamer.wire import Format, SocketKind
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,14 @@ KEEPALIVE = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE
 REPEAT_S = 1.0
 """Repeated warnings are summed to one in this time."""
 
+REQUEST = b"next"
+"""What a REQ socket says: the Karabo bridge knows no other word."""
+
+UNASKED_S = 0.02
+"""How often it is looked whether a request can be sent, while nobody is connected."""
+
+_SOCKETS = {"pull": zmq.PULL, "sub": zmq.SUB, "req": zmq.REQ}
+
 _EVENTS = {
     zmq.Event.CONNECTED: "connected",
     zmq.Event.ACCEPTED: "connected",
@@ -50,11 +59,13 @@ _EVENTS = {
 }
 
 
-class Live(Source):
+class Live(Wired):
     """Messages of one wire format from a ZeroMQ socket.
 
     address: "tcp://host:port"; without a port the format's own is taken.
-    socket: "pull" for a detector that pushes, "sub" for one that publishes. bind: wait for the detector to connect.
+    socket: "pull" for a detector that pushes, "sub" for one that publishes, "req" for one that is asked; the format's
+    usual one by default. bind: wait for the detector to connect. readers: how many readers share a pushing socket on
+    purpose, so that nobody takes the frames of the others for lost to a stranger.
     high_water_mark: messages that may wait in the socket. topic: what a "sub" socket subscribes to, all by default.
     max_message_bytes: a larger message ends the connection it came over.
 
@@ -68,12 +79,14 @@ class Live(Source):
         address: str,
         format: Format,  # noqa: A002
         *,
-        socket: Literal["pull", "sub"] = "pull",
+        socket: SocketKind | None = None,
         bind: bool = False,
+        readers: int = 1,
         high_water_mark: int = 64,
         topic: str = "",
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
+        super().__init__()
         if not 1 <= high_water_mark <= 1_000_000 or not 1 <= max_message_bytes < 2**62:
             raise BadConfig(
                 f"live: found high_water_mark {high_water_mark}, max_message_bytes {max_message_bytes}; expected"
@@ -82,15 +95,18 @@ class Live(Source):
         self.address = with_port(address, format)
         self.format = format
         self.url = f"{format.name}+{self.address}"
-        self.is_exclusive = socket == "pull"
+        self.socket: SocketKind = socket or format.usual_socket
+        self.is_exclusive = self.socket != "sub"
+        self.readers = readers
+        self._must_ask = self.socket == "req"
+        self._has_asked = False
         self._counts = dict.fromkeys(("connected", "disconnected", "retried", "refused"), 0)
         self.counts: Mapping[str, int] = self._counts
         self._peers: set[int] = set()
         self._quiet_until = 0.0
         self._next_retry_told = 1  # then after the fourth, the sixteenth, …: a detector may be off for the night
-        self._waiting: deque[Message] = deque()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.PULL if socket == "pull" else zmq.SUB)
+        self._socket = self._context.socket(_SOCKETS[self.socket])
         self._monitor = self._socket.get_monitor_socket(sum(_EVENTS))
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -104,7 +120,10 @@ class Live(Source):
         }
         for option, value in options.items():
             self._socket.setsockopt(option, value)
-        if socket == "sub":
+        if self._must_ask:
+            for option in (zmq.IMMEDIATE, zmq.REQ_RELAXED, zmq.REQ_CORRELATE):
+                self._socket.setsockopt(option, 1)
+        if self.socket == "sub":
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         try:
             self._attach(bind)
@@ -123,14 +142,15 @@ class Live(Source):
         """The address in use, with the port that was chosen for "tcp://127.0.0.1:*"."""
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
-    def receive(self, timeout_s: float) -> Message | None:
-        if self._waiting:
-            return self._waiting.popleft()
+    def _arrivals(self, timeout_s: float) -> Sequence[Message]:
         deadline = time.monotonic() + timeout_s
         while True:
-            left_ms = math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
+            left_s = max(0.0, deadline - time.monotonic())
             try:
-                ready = dict(self._poller.poll(left_ms))
+                if self._must_ask and not self._has_asked:
+                    self._ask()
+                    left_s = min(left_s, UNASKED_S)
+                ready = dict(self._poller.poll(math.ceil(left_s * 1000)))
                 if self._monitor in ready:
                     self._note_events()
                 if self._socket in ready:
@@ -138,13 +158,7 @@ class Live(Source):
             except zmq.ZMQError as error:
                 raise SourceLost(f"live: the socket to {self.address} is gone ({error})") from error
             if time.monotonic() >= deadline:
-                return None
-
-    def decode(self, message: Message, *, scratch: Scratch | None = None) -> list[WireRecord]:
-        return self.format.decode(message.parts, scratch=scratch, received_ns=message.received_ns)
-
-    def identify(self, message: Message) -> tuple[SeriesKey, int]:
-        return self.format.identify(message.parts)
+                return ()
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -165,22 +179,34 @@ class Live(Source):
                 f"live: {self.address!r} is no address ({error}); expected tcp://host:port or ipc://path"
             ) from error
 
-    def _take(self) -> Message:
+    def _ask(self) -> None:
+        """Request the next message, if somebody is connected.
+
+        What happened to the connection is noted first: else a request may be taken for one that a lost connection
+        swallowed, and be asked twice, or the other way round.
+        """
+        self._note_events()
+        if self._socket.poll(0, zmq.POLLOUT):
+            self._socket.send(REQUEST)
+            self._has_asked = True
+
+    def _take(self) -> list[Message]:
         frames = self._socket.recv_multipart(copy=False)
         received_ns = time.monotonic_ns()
+        self._has_asked = False
         parts = [frame.buffer for frame in frames]
-        messages = [[part] for part in parts] if self.format.is_one_part else [parts]
-        self._waiting.extend(
-            Message(message, self.format.kind(message), sum(part.nbytes for part in message), received_ns)
-            for message in messages
-        )
-        return self._waiting.popleft()
+        return [
+            Message(message, self.format.kind(message), sum(memoryview(part).nbytes for part in message), received_ns)
+            for message in self.format.split(parts)
+        ]
 
     def _note_events(self) -> None:
         while self._monitor.poll(0):
             event: dict[str, Any] = dict(recv_monitor_message(self._monitor))
             name = _EVENTS[event["event"]]
             self._counts[name] += 1
+            if name in ("connected", "disconnected"):
+                self._has_asked = False  # what was asked over another connection is not answered over this one
             if name == "connected":
                 self._peers.add(event["value"])
                 log.info("connected", source=self.url, peers=len(self._peers))

@@ -34,6 +34,7 @@ class Format(abc.ABC):
     is_counted: its messages know no series, only a running number. Its records then have `SeriesKey(0, sender)` and the
         number as it was sent, and whoever receives them makes series of it (see `sources.wired`). `encode` gives no
         parts for a start or an end. step: the distance between two consecutive numbers.
+    carries: a detector's frames, or the results of another streamer.
     """
 
     name: str
@@ -43,13 +44,22 @@ class Format(abc.ABC):
     is_one_part: bool = False
     is_counted: bool = False
     step: int = 1
+    carries: Literal["frames", "results"] = "frames"
 
     @abc.abstractmethod
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:
         """What the message says it is, from its first bytes in about a microsecond; None if it cannot be told.
 
-        Also tells whose message it is: None for those of every other format. Never raises.
+        None for the messages of every other format. Never raises.
         """
+
+    def claims(self, parts: Sequence[Buffer]) -> bool:
+        """Whether the message looks like one of this format, and of no other. Never raises."""
+        return self.kind(parts) is not None
+
+    def split(self, parts: Sequence[Buffer]) -> list[Sequence[Buffer]]:
+        """The messages in what came as one: some senders put what they say in quick succession into one message."""
+        return [[part] for part in parts] if self.is_one_part else [parts]
 
     @abc.abstractmethod
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
@@ -59,12 +69,12 @@ class Format(abc.ABC):
     def decode(
         self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
     ) -> list[WireRecord]:
-        """The records in one message: one SeriesStart, or one Frame per channel, or one SeriesEnd, or nothing.
+        """The records in one message: one SeriesStart, one Frame per channel, one SeriesEnd, one Result, or nothing.
 
         parts: the parts of one ZeroMQ message. scratch: where images are decompressed to; None allocates new arrays.
         Raises BadFrame (with series and number where they could be read); nothing else, whatever the bytes.
         """
 
     @abc.abstractmethod
-    def encode(self, record: SeriesStart | SeriesEnd | Sequence[Frame]) -> list[Buffer]:
+    def encode(self, record: SeriesStart | SeriesEnd | Sequence[Frame]) -> Sequence[Buffer]:
         """The parts of one message: a start, an end, or all channels of one frame."""

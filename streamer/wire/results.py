@@ -1,5 +1,9 @@
 """The one codec of our own results, schema streamer.result/1: the `zeromq` output sends it, `streamer watch` reads it.
 
+As a Format it makes a streamer's results the source of another one, which applies rules of its own and hands them on to
+its own outputs. Results keep their series, number and time; from the status it learns how many frames a series has
+and that it is over. Alarms stay where they were raised: whoever wants them downstream writes a rule there.
+
 A message is a ZeroMQ multipart of two parts. Part 0 is the topic, UTF-8, for the subscriber's filter:
 
     result.<analysis>          one Result              e.g. result.saxs
@@ -31,9 +35,7 @@ Times: `wall_time`, `began`, `ended` are UTC seconds since 1970; `start_s` is se
 Versions. The number after the slash is the major version; a minor one may follow a dot. A minor version only adds keys:
 unknown keys are ignored, absent keys take the default of the record. Another major version is refused.
 
-Reasons of BadFrame: "parts" (not two), "topic" (does not fit the payload), "msgpack" (not one well-formed map with
-distinct string keys, or with an extension type), "version", "field" (missing or of the wrong type), "dtype", "size"
-(bytes ≠ itemsize × shape, or a payload beyond 64 MiB), "shape" (sigma or axes do not fit the value).
+Reasons of BadFrame are the keys of REASONS.
 
 Nothing here needs a socket, a thread or a clock. Decoded arrays are read-only views of the message.
 """
@@ -42,7 +44,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import msgpack
@@ -54,16 +58,31 @@ from streamer.records import (
     Alarm,
     BadFrame,
     BadInput,
+    Frame,
     Quantity,
     Result,
+    SeriesEnd,
     SeriesKey,
+    SeriesStart,
     Severity,
     Status,
     WireAccount,
+    WireRecord,
 )
-from streamer.wire import Buffer
+from streamer.wire import Buffer, Format, Kind, Scratch
 
-__all__ = ["SCHEMA", "decode", "encode", "plain_account", "plain_alarm", "read_alarm", "topic"]
+__all__ = ["REASONS", "SCHEMA", "Results", "decode", "encode", "plain_account", "plain_alarm", "read_alarm", "topic"]
+
+REASONS: Mapping[str, str] = {
+    "parts": "not two parts",
+    "topic": "a topic that does not fit the payload",
+    "msgpack": "not one well-formed map with distinct string keys, or with an extension type",
+    "version": "another schema, or another major version of this one",
+    "field": "missing or of the wrong type",
+    "dtype": "an element type this schema does not have",
+    "size": "bytes ≠ itemsize × shape, or a payload beyond 64 MiB",
+    "shape": "sigma or axes do not fit the value",
+}
 
 SCHEMA = "streamer.result/1"
 MAX_PAYLOAD = 64 * 2**20  # bytes; the largest honest result is a few images of a few megabytes
@@ -75,6 +94,71 @@ DTYPES = {
 Record = Result | Alarm | Status
 Plain = dict[str, Any]
 T = TypeVar("T")
+
+
+REMEMBERED_SERIES = 64
+"""Series of which it is known that they were announced or closed; a status names nine."""
+
+
+class Results(Format):
+    """The results of another streamer. A status becomes a start or an end where it tells of one for the first time."""
+
+    name = "results"
+    title = "streamer results"
+    default_port = 5556
+    usual_socket = "sub"
+    carries = "results"
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[SeriesKey, Kind], None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def kind(self, parts: Sequence[Buffer]) -> Kind | None:
+        return "image" if self.claims(parts) and bytes(parts[0][:7]) == b"result." else None
+
+    def claims(self, parts: Sequence[Buffer]) -> bool:
+        return len(parts) == 2 and SCHEMA[:-1].encode() in bytes(memoryview(parts[1]).cast("B")[:64])
+
+    def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
+        record = decode(parts)
+        if not isinstance(record, Result):
+            raise BadFrame("field", f"results: a message about {topic(record)[:80]!r} has no frame")
+        return record.series, record.number
+
+    def decode(
+        self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
+    ) -> list[WireRecord]:
+        """One Result, one SeriesStart or SeriesEnd, or nothing. received_ns replaces the clock of the other machine."""
+        record = decode(parts)
+        if isinstance(record, Result):
+            return [dataclasses.replace(record, received_ns=received_ns)]
+        return self._news(record, received_ns) if isinstance(record, Status) else []
+
+    def encode(self, record: SeriesStart | SeriesEnd | Sequence[Frame]) -> list[bytes]:
+        """A start and an end are no messages here. Raises BadInput for frames: results are made by an analysis."""
+        if isinstance(record, SeriesStart | SeriesEnd):
+            return []
+        raise BadInput("results: frames are not results; analyse them first and publish with [publish.zeromq]")
+
+    def _news(self, status: Status, received_ns: int) -> list[WireRecord]:
+        """The first series in a status of whose end, or of whose announcement, nobody was told yet."""
+        current = [] if status.series is None else [status.series]
+        for account in (*status.closed, *current):
+            if account.closed_by and self._is_news(account.series, "end"):
+                return [SeriesEnd(account.series, received_ns)]
+        for account in current:
+            if account.is_announced and not account.closed_by and self._is_news(account.series, "start"):
+                return [SeriesStart(account.series, images=account.announced, received_ns=received_ns)]
+        return []
+
+    def _is_news(self, series: SeriesKey, kind: Kind) -> bool:
+        with self._lock:
+            if (series, kind) in self._told:
+                return False
+            self._told[series, kind] = None
+            while len(self._told) > REMEMBERED_SERIES:
+                self._told.popitem(last=False)
+            return True
 
 
 def topic(record: Record) -> str:

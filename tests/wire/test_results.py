@@ -20,14 +20,16 @@ from streamer.records import (
     BadInput,
     Quantity,
     Result,
+    SeriesEnd,
     SeriesKey,
+    SeriesStart,
     Severity,
     Status,
     WireAccount,
 )
 from streamer.wire import results
+from streamer.wire.results import REASONS, Results
 
-REASONS = {"parts", "topic", "msgpack", "version", "field", "dtype", "size", "shape"}
 FUZZED = 5_000
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -328,5 +330,51 @@ def test_mutated_messages_are_read_or_refused_and_nothing_else() -> None:
             results.decode([topic, mutate(payload, chance)])
         except BadFrame as error:
             refused.append(error.reason)
-    assert set(refused) <= REASONS
+    assert set(refused) <= REASONS.keys()
     assert len(refused) > FUZZED // 2
+
+
+KEY = SeriesKey(7, "seven")
+
+
+def status(*, open_series: Account | None = None, closed: tuple[Account, ...] = ()) -> list[bytes]:
+    return results.encode(Status("running", True, "sim:saxs", WireAccount(), open_series, closed))
+
+
+def test_a_result_is_the_frame_of_a_stream_with_the_clock_of_this_machine() -> None:
+    sent = Result("saxs", KEY, 5, {"anomaly": Quantity(0.5, 0.1)}, received_ns=123, wall_time=1.5)
+    parts = results.encode(sent)
+    assert Results().kind(parts) == "image"
+    assert Results().identify(parts) == (KEY, 5)
+    assert Results().decode(parts, received_ns=9) == [dataclasses.replace(sent, received_ns=9)]
+
+
+def test_a_status_is_a_start_and_an_end_once() -> None:
+    stream = Results()
+    announced = Account(KEY, announced=10, is_announced=True)
+    assert stream.kind(status()) is None
+    assert stream.decode(status(open_series=announced), received_ns=3) == [SeriesStart(KEY, images=10, received_ns=3)]
+    assert stream.decode(status(open_series=announced)) == []
+    over = dataclasses.replace(announced, closed_by="end")
+    assert stream.decode(status(open_series=over), received_ns=4) == [SeriesEnd(KEY, 4)]
+    assert stream.decode(status(closed=(over,))) == []
+
+
+def test_a_series_of_unknown_length_is_ended_but_not_announced() -> None:
+    stream = Results()
+    assert stream.decode(status(open_series=Account(KEY, announced=4))) == []
+    assert stream.decode(status(closed=(Account(KEY, announced=4, closed_by="stall"),))) == [SeriesEnd(KEY)]
+
+
+def test_alarms_of_another_streamer_are_read_and_go_no_further() -> None:
+    alarm = Alarm("a#1", "a", Severity.MAJOR, "", "saxs.anomaly", 1.0)
+    assert Results().claims(results.encode(alarm))
+    assert Results().decode(results.encode(alarm)) == []
+    with pytest.raises(BadFrame, match="has no frame"):
+        Results().identify(results.encode(alarm))
+
+
+def test_frames_are_no_results() -> None:
+    assert Results().encode(SeriesStart(KEY)) == []
+    with pytest.raises(BadInput, match="analyse them first"):
+        Results().encode([])

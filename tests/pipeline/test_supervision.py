@@ -1,0 +1,117 @@
+"""What the stream notices of itself: numbers that others take, and messages that nobody can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from streamer.decide import Decider
+from streamer.ledger import Ledger
+from streamer.metrics import Metrics
+from streamer.pipeline.supervision import UNREADABLE_LOOKS, Supervision
+from streamer.pipeline.timing import Timing
+from streamer.queues import Queue
+from streamer.records import Alarm, SeriesKey, SeriesStart
+
+KEY = SeriesKey(7)
+
+
+@dataclass
+class Quiet:
+    """A source that only has its properties."""
+
+    url: str = "dectris2+tcp://dcu:31001"
+    is_exclusive: bool = True
+    readers: int = 1
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def receive(self, timeout_s: float) -> Any:
+        return None
+
+    decode = identify = close = receive
+
+
+class Watched:
+    """A stream without threads, looked at once a second by its own clock."""
+
+    def __init__(self, source: Quiet) -> None:
+        self.ledger = Ledger()
+        self.decider = Decider([])
+        self.supervision = Supervision(
+            source, [], self.decider, [], self.ledger, Metrics(), Timing(), wall_time=lambda: 0.0
+        )
+        self.supervision.queues(order=Queue(1))
+        self._now = 0.0
+
+    def frames(self, numbers: range | list[int], key: SeriesKey = KEY) -> None:
+        for number in numbers:
+            if self.ledger.frame(key, number, self._now) == "accepted":
+                self.ledger.analysed(key, number, self._now)
+
+    def look(self) -> dict[str, Alarm]:
+        self._now += 1.0
+        self.supervision.message_received(self._now)
+        self.supervision.look(self._now)
+        return {alarm.name: alarm for alarm in self.decider.active()}
+
+
+def test_another_client_on_the_socket_is_told_with_what_to_do() -> None:
+    stream = Watched(Quiet())
+    stream.ledger.start(SeriesStart(KEY, images=1000), 0.0)
+    stream.frames(range(0, 100, 2))
+    alarm = stream.look()["frames_taken"]
+    assert alarm.severity.name == "MAJOR"
+    assert alarm.text.startswith("1 of every 2 frames is missing: another client is attached to this PUSH socket")
+    assert "streamer relay" in alarm.text
+    assert alarm.evidence == {"period": 2, "missing": 1}
+
+
+def test_a_publisher_that_leaves_numbers_out_is_told_otherwise() -> None:
+    stream = Watched(Quiet(is_exclusive=False))
+    stream.frames(range(0, 200, 4))
+    text = stream.look()["frames_taken"].text
+    assert text.startswith("3 of every 4 frames are missing: the sender leaves them out")
+    assert "step=4" in text
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(2, False), (3, True)])
+def test_readers_that_share_a_socket_on_purpose_are_no_strangers(share: int, is_told: bool) -> None:
+    stream = Watched(Quiet(readers=2))
+    stream.frames(range(0, 50 * share, share))
+    assert ("frames_taken" in stream.look()) == is_told
+
+
+def test_the_alarm_stays_until_a_series_shows_that_nothing_is_taken() -> None:
+    stream = Watched(Quiet())
+    stream.ledger.start(SeriesStart(KEY, images=100), 0.0)
+    stream.frames(range(0, 100, 2))
+    assert "frames_taken" in stream.look()
+    stream.ledger.start(SeriesStart(SeriesKey(8), images=100), 1.0)
+    stream.frames(range(10), SeriesKey(8))
+    assert "frames_taken" in stream.look()
+    stream.frames(range(10, 60), SeriesKey(8))
+    assert "frames_taken" not in stream.look()
+
+
+def test_a_stream_of_nothing_but_bad_messages_is_an_alarm_that_quotes_one() -> None:
+    stream = Watched(Quiet())
+    stream.supervision.example = "this looks like DECTRIS stream v1"
+    for look in range(1, UNREADABLE_LOOKS + 1):
+        stream.ledger.malformed("format", None, None, 0.0)
+        assert ("stream_unreadable" in stream.look()) == (look == UNREADABLE_LOOKS)
+    alarm = {one.name: one for one in stream.decider.active()}["stream_unreadable"]
+    assert alarm.text == "no message can be used: this looks like DECTRIS stream v1"
+    assert "stream_unreadable" in stream.look(), "silence is no cure"
+    stream.frames([1])
+    assert "stream_unreadable" not in stream.look()
+
+
+def test_a_few_bad_messages_among_good_ones_are_no_alarm() -> None:
+    stream = Watched(Quiet())
+    for number in range(2 * UNREADABLE_LOOKS):
+        stream.ledger.malformed("truncated", None, None, 0.0)
+        stream.frames([number])
+        assert "stream_unreadable" not in stream.look()
