@@ -26,9 +26,9 @@ from streamer.wire import Buffer, Format, Scratch
 
 log = structlog.get_logger(__name__)
 
-REORDERED = 64
-"""How far a number may fall back and still be a frame that was overtaken. Parallel connections shuffle a few frames; a
-camera that was restarted falls back to its first number, which is one that came already or lies further away."""
+REORDERED = 8
+"""How many frames a number may fall back and still be one that was overtaken. Parallel connections shuffle a few; a
+camera that was restarted falls back to its first number, which came already or lies further away."""
 
 MOST_SENDERS = 64
 """Senders told apart by the name in their messages. A name is read from the wire, so their number is bounded."""
@@ -48,7 +48,7 @@ class Wired(Source):
 
     def __init__(self) -> None:
         self._sorted: deque[Message] = deque()
-        self._runs = Runs()
+        self._runs: Runs | None = None  # until the first message: the format is not there yet
         self._last: tuple[SeriesKey, int] | None = None
 
     def receive(self, timeout_s: float) -> Message | None:
@@ -93,6 +93,8 @@ class Wired(Source):
         return [replace(message, kind=None, extra=message.extra | {"more": True}) if is_more else message]
 
     def _in_its_run(self, message: Message, sender: str, number: int) -> list[Message]:
+        if self._runs is None:
+            self._runs = Runs(self.format.step)
         series, is_new = self._runs.place(sender, number)
         placed = replace(message, extra=message.extra | {"series": series})
         if not is_new:
@@ -116,18 +118,19 @@ class Wired(Source):
 class Runs:
     """Series of running numbers, for each sender its own.
 
-    A run ends where a number falls back: by more than REORDERED, or to one that came already. The highest number once
-    more is a duplicate of the same run. Runs are numbered from 1.
+    A run ends where a number falls back: by more than REORDERED, below its first one, or to one that came already. The
+    highest number once more is a duplicate of the same run. Runs are numbered from 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: int = 1) -> None:
+        self._reordered = REORDERED * step
         self._runs: dict[str, _Run] = {}
         self._count = 0
 
     def place(self, sender: str, number: int) -> tuple[SeriesKey, bool]:
         """The series a number belongs to, and whether it begins with it."""
         run = self._runs.get(sender)
-        if run is not None and run.takes(number):
+        if run is not None and run.takes(number, self._reordered):
             run.note(number)
             return run.key, False
         if run is not None:
@@ -145,13 +148,13 @@ class _Run:
 
     def __init__(self, key: SeriesKey, first: int) -> None:
         self.key = key
-        self.highest = first
-        self._latest: deque[int] = deque(maxlen=REORDERED)
+        self.first = self.highest = first
+        self._latest: deque[int] = deque(maxlen=4 * REORDERED)
 
-    def takes(self, number: int) -> bool:
+    def takes(self, number: int, reordered: int) -> bool:
         if number >= self.highest:
             return True
-        return self.highest - number <= REORDERED and number not in self._latest
+        return max(self.first, self.highest - reordered) <= number and number not in self._latest
 
     def note(self, number: int) -> None:
         self.highest = max(self.highest, number)
