@@ -27,7 +27,7 @@ Times are seconds of a monotonic clock and are given by the caller. Safe to call
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -198,6 +198,7 @@ class Ledger:
         self._open: OrderedDict[SeriesKey, _Series] = OrderedDict()
         self._closed: OrderedDict[SeriesKey, _Series] = OrderedDict()
         self._forgotten: Counter[str] = Counter()
+        self._replaced: deque[Account] = deque(maxlen=MOST_CLOSED)  # closed, and their key is in use again
         self._to_report: list[Account] = []
         self._wire: Counter[str] = Counter()
         self._malformed: Counter[str] = Counter()
@@ -321,7 +322,8 @@ class Ledger:
     def accounts(self) -> list[Account]:
         """The accounts still known: closed ones first, each group oldest first."""
         with self._lock:
-            return [series.account() for group in (self._closed, self._open) for series in group.values()]
+            known = [series.account() for group in (self._closed, self._open) for series in group.values()]
+            return [*self._replaced, *known]
 
     def totals(self) -> Counter[str]:
         """Every series there ever was, added up: the counts of `Account` by name."""
@@ -418,7 +420,9 @@ class Ledger:
         return next((series for known, series in reversed(group.items()) if known.number == key.number), None)
 
     def _opened(self, key: SeriesKey, now: float) -> _Series:
-        self._forget(key)
+        if key in self._closed:
+            self._replaced.append(self._closed[key].account())
+            self._forget(key)
         if len(self._open) >= MOST_OPEN:
             strangest = min(self._open.values(), key=lambda one: (not one.joined_late, one.seen.count, one.last_heard))
             self._close(strangest, "stall")
