@@ -14,12 +14,15 @@ from typing import Any, NoReturn
 
 from streamer.records import BadFrame
 
-__all__ = ["MAX_BYTES", "looks_like", "read"]
+__all__ = ["MAX_BYTES", "MAX_ITEMS", "looks_like", "read"]
 
 Buffer = bytes | bytearray | memoryview
 
 MAX_BYTES = 4 * 2**20
 """The largest header known, the configuration of a DECTRIS detector with its module list, has some 20 kB."""
+
+MAX_ITEMS = 100_000
+"""Values in one header. An empty object takes 72 bytes of memory for three of text, so bytes alone bound too little."""
 
 MAX_DIGITS = 400
 """Digits of one number: the longest float that can be written, 1e308, without an exponent."""
@@ -35,6 +38,8 @@ def read(part: Buffer, what: str = "header") -> dict[str, Any]:
         raise BadFrame("json", f"{what}: {view.nbytes} bytes, expected at most {MAX_BYTES}")
     try:
         text = str(view, "utf-8")
+        if len(text) > MAX_ITEMS and sum(map(text.count, "[{,")) > MAX_ITEMS:
+            raise BadFrame("json", f"{what}: more than {MAX_ITEMS} values")
         value = _decode(text)
     except UnicodeDecodeError as error:
         raise BadFrame("json", f"{what}: not UTF-8 ({error.reason} at byte {error.start})") from error

@@ -37,6 +37,7 @@ def test_an_object_is_read() -> None:
         (b"[" * 100_000, "nested beyond reason"),
         (b'{"a": ' + b"1" * 5000 + b"}", "an integer of 5000 digits"),
         (b" " * (headers.MAX_BYTES + 1), "expected at most"),
+        (b'{"a": [' + b"{}," * headers.MAX_ITEMS + b"{}]}", "more than 100000 values"),
     ],
     ids=lambda value: value[:20] if isinstance(value, bytes) else value,
 )

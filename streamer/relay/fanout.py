@@ -21,11 +21,11 @@ different speed a destination each. A subscriber that takes nothing for STUCK_S 
 cannot blind the others for ever; with "wait" it is waited for. Subscriptions to a topic count like any other.
 
 Who joins late needs the start of the series: its geometry and its mask. A reader that connects to a pushing destination
-where nobody was, and every new subscriber, is therefore sent the start that stands once more, before anything else.
-These repeats are counted apart (`repeated`). Only the newcomer gets them (XPUB_MANUAL_LAST_VALUE). libzmq can do that
-with one message, so a start in several messages is not repeated to subscribers. A reader cannot tell a repeated start
-from a first one: its ledger calls the frames that came before it missing, where without the repeat it would call them
-before join. `repeat_start = false` leaves it out.
+where nobody was is therefore sent the start that stands once more, before anything else; these repeats are counted
+apart (`repeated`). That is done where a start is one message with a unique id, by which a reader that had it already
+knows it again (DECTRIS stream v2); with `repeat_start = true` also where it is not, and a reader that was only cut off
+for a moment then takes it for a new series. What is published reaches every subscriber, so nothing is repeated there.
+The reader's ledger calls the frames before a repeated start missing; without the repeat it calls them before join.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Destination:
     connect: connect to the reader instead of waiting for it there.
     queue, queue_MB: what may wait for a slow reader, in messages and bytes. when_full: "skip" gives up the oldest image
     and counts it, "wait" pushes back on the source.
-    repeat_start: a reader that joins late is sent the start of the series once more.
+    repeat_start: a reader that joins a "push" late is sent the start of the series once more; None for where that is
+        safe.
     Raises BadConfig for sizes that are none.
     """
 
@@ -85,7 +86,7 @@ class Destination:
     queue: int = 100
     queue_MB: float = 256.0
     connect: bool = False
-    repeat_start: bool = True
+    repeat_start: bool | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.queue <= 1_000_000 or not 0 < self.queue_MB < math.inf:
@@ -232,6 +233,7 @@ class Lane(abc.ABC):
         self.repeated = 0
         self.error: zmq.ZMQError | None = None
         self._standing: Standing[Message] = Standing(is_one_part)
+        self._repeats = is_one_part if to.repeat_start is None else to.repeat_start
         self._gives_up = threading.Event()
         self._quiet_until = 0.0
         self._dropped_quietly = 0
@@ -336,7 +338,7 @@ class PushLane(Lane):
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             if event["event"] in _COMING:
-                if not self._connections and self.to.repeat_start:
+                if not self._connections and self._repeats:
                     self._owed = list(self._standing.messages)
                 self._connections.add(event["value"])
             else:
@@ -383,7 +385,6 @@ class PubLane(Lane):
             if word[:1] == b"\x01":
                 self._socket.setsockopt(zmq.SUBSCRIBE, word[1:])
                 self.readers += 1
-                self._repeat_to_newcomer()
             elif word[:1] == b"\x00":
                 self._socket.setsockopt(zmq.UNSUBSCRIBE, word[1:])
                 self.readers -= 1
@@ -400,21 +401,6 @@ class PubLane(Lane):
         except zmq.Again:
             return None
         return "sent"
-
-    def _repeat_to_newcomer(self) -> None:
-        if not self.to.repeat_start or not self._standing.messages:
-            return
-        if len(self._standing.messages) > 1:
-            log.warning("a start in several messages is not repeated to a new subscriber", to=self.to.address)
-            return
-        self._socket.setsockopt(zmq.XPUB_MANUAL_LAST_VALUE, 1)  # the next message goes to the newcomer alone
-        try:
-            _send(self._socket, self._standing.messages[0])
-            self.repeated += 1
-        except zmq.Again:
-            log.warning("a new subscriber did not take the start", to=self.to.address)
-        self._socket.setsockopt(zmq.XPUB_MANUAL_LAST_VALUE, 0)
-        self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
 
 
 def _send(socket: zmq.Socket[bytes], message: Message) -> None:

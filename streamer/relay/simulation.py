@@ -76,6 +76,8 @@ def simulate(
 
     Raises BadConfig for an address or a rate that is none, OutputDown when nobody takes a message for wait_s.
     """
+    if format.carries == "results":
+        raise BadConfig(f"simulate: {format.name} are made by an analysis; run one with [publish.zeromq]")
     if rate is not None:
         if not isinstance(source, Playback):
             raise BadConfig(f"simulate: {source.url} is live and comes at its own rate; leave out the rate")

@@ -176,7 +176,14 @@ class Recording(Wired, Playback):
         else:
             self._tape = _Sheets(_message_files(self.url), format, find_format)
         self.format = self._tape.format
-        self._records = _cut(self._tape.records, begin_s, end_s, self.format)
+        records = self._tape.records
+        while records and self._tape.read(records[0]) is None:
+            del records[0]  # the time of the first message is where all others are counted from
+        self._records = _cut(records, begin_s, end_s, self.format)
+        if records and not self._records:
+            self._tape.close()
+            lasts_s = (records[-1].monotonic_ns - records[0].monotonic_ns) / 1e9
+            raise BadConfig(f"recording: {path} lasts {lasts_s:.1f} s, and nothing is in it from {begin_s:g} s on")
         images = sum(record.kind == "image" for record in self._records)
         self.announced_frames = images * loop if loop else None
         self._play(self._script())

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from streamer import compression, headers, pixels
 from streamer.fields import Fields, is_natural, plain
 from streamer.pixels import Packed
-from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.records import BadConfig, BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.wire import Buffer, Format, Kind, Scratch
 
 __all__ = ["REASONS", "Array"]
@@ -93,6 +93,8 @@ class Array(Format):
     ) -> None:
         self.max_pixels = max_pixels
         self.compression = compression
+        if step < 1 or max_pixels < 1:
+            raise BadConfig(f"array: found step {step}, max_pixels {max_pixels}; both are 1 or more")
         self.step = step
 
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from streamer import compression, headers, pixels
 from streamer.fields import Fields, is_natural, plain
 from streamer.pixels import Packed
-from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.records import BadConfig, BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.wire import Buffer, Format, Kind, Scratch
 
 __all__ = ["REASONS", "Bsread"]
@@ -145,6 +145,8 @@ class Bsread(Format):
         compression: Literal["bitshuffle_lz4", "lz4", "none"] = "bitshuffle_lz4",
     ) -> None:
         self.chosen = frozenset(name.strip() for name in channel.split(",") if name.strip())
+        if step < 1 or max_pixels < 1:
+            raise BadConfig(f"bsread: found step {step}, max_pixels {max_pixels}; both are 1 or more")
         self.step = step
         self.max_pixels = max_pixels
         self.compression = compression

@@ -465,8 +465,8 @@ def _read_nested(part: Buffer) -> dict[str, _Source]:
 
 
 def _source_name(name: Any) -> str:
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-        raise BadFrame("field", f"karabo: source is {excerpt(name)}, expected text of 1 to {MAX_NAME} characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise BadFrame("field", f"karabo: source is {excerpt(name)}, expected 1 to {MAX_NAME} printable characters")
     return name
 
 

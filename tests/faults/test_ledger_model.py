@@ -115,11 +115,13 @@ class ModelledLedger(RuleBasedStateMachine):
         self.ledger.start(SeriesStart(key, images=images, first=first, step=step), self.now)
         self.messages["control"] += 1
         truth = self.open.get(key)
-        if truth is not None and truth.has_start and truth.fates:
+        is_said_again = bool(key.unique) and first is None
+        if truth is not None and truth.fates and (truth.closes_by or (truth.has_start and not is_said_again)):
             self._close(truth, "new start")
             truth = None
         for other in self.open.values():
-            if other is not truth and other.closes_at is None:
+            runs_beside = first is not None and other.key.unique != key.unique
+            if other is not truth and other.closes_at is None and not runs_beside:
                 other.closes_by, other.closes_at = "new start", self.now + GRACE_S
         truth = truth or self._opened(key)
         truth.images, truth.first, truth.step, truth.has_start = images, first, step, True

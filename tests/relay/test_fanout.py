@@ -176,9 +176,9 @@ def test_a_closed_backlog_gives_what_it_holds_and_takes_no_more():
         backlog.add(image(1), 0.0)
 
 
-@pytest.mark.parametrize(("kind", "reads"), [("push", zmq.PULL), ("pub", zmq.SUB)])
-def test_a_reader_that_joins_late_is_told_the_start_that_stands(read, kind, reads):
-    with fanning_out(Destination(LOCAL, kind)) as fanout:
+def test_a_reader_that_joins_late_is_told_the_start_that_stands(read):
+    reads = zmq.PULL
+    with fanning_out(Destination(LOCAL)) as fanout:
         first = read(fanout.lanes[0].endpoint, reads)
         wait_for(lambda: lane(fanout).readers == 1)
         for message in (start(), image(0)):
@@ -202,22 +202,8 @@ def test_a_reader_that_joins_late_is_told_the_start_that_stands(read, kind, read
     assert (account.received, account.sent, account.repeated) == (5, 5, 1)
 
 
-def test_a_new_subscriber_is_told_the_start_and_those_that_are_there_are_not(read):
+def test_a_new_subscriber_does_not_disturb_the_others(read):
     with fanning_out(Destination(LOCAL, "pub")) as fanout:
-        old = read(fanout.lanes[0].endpoint, zmq.SUB)
-        wait_for(lambda: lane(fanout).readers == 1)
-        for message in (start(), image(0)):
-            fanout.give(message, never)
-        new = read(fanout.lanes[0].endpoint, zmq.SUB)
-        wait_for(lambda: lane(fanout).readers == 2)
-        fanout.give(image(1), never)
-        assert old.take(3) == ["start", "0", "1"]
-        assert new.take(2) == ["start", "1"]
-        assert lane(fanout).repeated == 1
-
-
-def test_a_new_subscriber_does_not_keep_a_message_from_the_others_where_nothing_stands(read):
-    with fanning_out(Destination(LOCAL, "pub", repeat_start=False)) as fanout:
         readers = [read(fanout.lanes[0].endpoint, zmq.SUB) for _ in range(2)]
         wait_for(lambda: lane(fanout).readers == 2)
         for message in (start(), image(0)):
@@ -230,25 +216,24 @@ def test_a_new_subscriber_does_not_keep_a_message_from_the_others_where_nothing_
             ["start", "0", "1"],
             ["1"],
         ]
+        assert lane(fanout).repeated == 0
 
 
-def test_a_start_in_several_messages_is_repeated_as_it_came_or_not_at_all(read):
-    with Fanout([Destination(LOCAL), Destination(LOCAL, "pub")], is_one_part=False) as fanout, capture_logs() as logs:
-        kinds = (zmq.PULL, zmq.SUB)
-        first = [read(one.endpoint, kind) for one, kind in zip(fanout.lanes, kinds, strict=True)]
-        wait_for(lambda: all(one.readers for one in fanout.account()))
+@pytest.mark.parametrize(("repeat_start", "expected"), [(None, ["1", "2"]), (True, ["start", "start", "1"])])
+def test_a_start_in_several_messages_is_repeated_only_on_request(read, repeat_start, expected):
+    with Fanout([Destination(LOCAL, repeat_start=repeat_start)], is_one_part=False) as fanout:
+        first = read(fanout.lanes[0].endpoint, zmq.PULL)
+        wait_for(lambda: lane(fanout).readers == 1)
         for message in (start(), start(3), image(0)):
             fanout.give(message, never)
-        assert [reader.take(3) for reader in first] == [["start", "start", "0"]] * 2
-        for reader in first:
-            reader.close()
-        wait_for(lambda: not any(one.readers for one in fanout.account()))
-        pulls, subscribes = (read(one.endpoint, kind) for one, kind in zip(fanout.lanes, kinds, strict=True))
-        wait_for(lambda: all(one.readers for one in fanout.account()))
-        fanout.give(image(1), never)
-        assert pulls.take(3) == ["start", "start", "1"]
-        assert subscribes.take(1) == ["1"]
-    assert [entry["event"] for entry in logs] == ["a start in several messages is not repeated to a new subscriber"]
+        assert first.take(3) == ["start", "start", "0"]
+        first.close()
+        wait_for(lambda: lane(fanout).readers == 0)
+        second = read(fanout.lanes[0].endpoint, zmq.PULL)
+        wait_for(lambda: lane(fanout).readers == 1)
+        for message in (image(1), image(2)):
+            fanout.give(message, never)
+        assert second.take(len(expected)) == expected
 
 
 def test_subscribers_come_and_go_and_a_topic_is_heeded(read):

@@ -234,7 +234,8 @@ def test_a_part_is_played_with_the_start_that_stood_before_it(tmp_path):
     recording = Recording(path, find_format, begin_s=2.0, end_s=3.0)
     assert recording.announced_frames == 1
     assert contents(messages(recording)) == [list(map(bytes, MESSAGES[index])) for index in (0, 2)]
-    assert contents(messages(Recording(path, find_format, begin_s=100.0))) == []
+    with pytest.raises(BadConfig, match=r"lasts 3.0 s, and nothing is in it from 100 s on"):
+        Recording(path, find_format, begin_s=100.0)
     with pytest.raises(BadConfig, match="expected 0 ≤ begin_s < end_s"):
         Recording(path, find_format, begin_s=2.0, end_s=2.0)
 
