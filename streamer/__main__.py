@@ -13,8 +13,9 @@ import tempfile
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import structlog
 import typer
 from rich.table import Table
 
@@ -35,6 +36,9 @@ from streamer.display import (
 )
 from streamer.records import BadConfig, BadInput, BadModel, StreamerError
 from streamer.wire import results
+
+if TYPE_CHECKING:
+    from streamer.relay import Relayed
 
 app = typer.Typer(
     help="Real-time analysis of detector streams: frames in, decisions out, nothing lost without a number changing.",
@@ -187,7 +191,9 @@ def simulate(
     rate: Annotated[
         float | None, typer.Option(min=0.001, help="Frames per second; the source's own by default.")
     ] = None,
-    socket: Annotated[Literal["push", "pub"], typer.Option(help="Which socket to send on.")] = "push",
+    socket: Annotated[
+        Literal["push", "pub", "rep"] | None, typer.Option(help="Which socket to send on; the format's usual one.")
+    ] = None,
     connect: Annotated[bool, typer.Option("--connect", help="Connect to the reader instead of binding.")] = False,
     wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for a first reader.")] = 60.0,
     as_json: AsJson = False,
@@ -247,6 +253,68 @@ def record(
         print_json({"file": str(file), "messages": written.messages, "bytes": written.nbytes})
     else:
         out.print(f"{file}: {written.messages} messages, {written.nbytes / 1e6:.1f} MB")
+
+
+To = Annotated[
+    list[str],
+    typer.Option(
+        help="tcp://HOST:PORT, once per reader; options: ?socket=push|pub&when_full=skip|wait&queue=100&queue_MB=256"
+        "&connect=false&repeat_start=true"
+    ),
+]
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A recording (.wire), or messages captured one per file.")],
+    to: To,
+    rate: Annotated[str, typer.Option(help="real keeps the recorded times; max; or messages per second.")] = "real",
+    begin: Annotated[float, typer.Option(min=0.0, help="Where to begin, in recorded seconds.")] = 0.0,
+    end: Annotated[float | None, typer.Option(min=0.0, help="Where to end, in recorded seconds.")] = None,
+    loop: Annotated[int, typer.Option(min=0, help="How many times, 0 for ever; series ids come again.")] = 1,
+    wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for readers.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Send a recording again, byte for byte and with its own timing, to one reader or several."""
+    from streamer import relay, service
+
+    log_to_stderr(as_json=as_json)
+    stopped: list[bool] = []
+    with service.stopped_by_signals(lambda: stopped.append(True)):
+        ended = relay.replay(
+            file,
+            to,
+            rate=_rate(rate),
+            begin_s=begin,
+            end_s=end,
+            loop=loop,
+            wait_s=wait,
+            stop=lambda: bool(stopped),
+            on_status=_tell_as_json if as_json else _tell,
+        )
+    _print_relayed(ended, as_json=as_json)
+
+
+@app.command()
+def relay(
+    source: Source,
+    to: To,
+    as_json: AsJson = False,
+) -> None:
+    """Pass a detector's stream on to several readers, undecoded: a viewer then takes no frames from the analysis."""
+    from streamer import config, service
+    from streamer import relay as door
+
+    log_to_stderr(as_json=as_json)
+    stopped: list[bool] = []
+    with service.stopped_by_signals(lambda: stopped.append(True)):
+        ended = door.relay(
+            config.open_source(source),
+            to,
+            stop=lambda: bool(stopped),
+            on_status=_tell_as_json if as_json else _tell,
+        )
+    _print_relayed(ended, as_json=as_json)
 
 
 @app.command()
@@ -331,6 +399,52 @@ def doctor(
         else:
             out.print(f"{signs[finding.state]} {finding.what:<18} {finding.text}")
     raise typer.Exit(1 if is_bad else 0)
+
+
+def _rate(text: str) -> Literal["real", "max"] | float:
+    if text == "real":
+        return "real"
+    if text == "max":
+        return "max"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BadConfig(f"--rate {text}: expected real, max, or messages per second") from error
+
+
+def _tell(status: Relayed) -> None:
+    """How a relay is doing, in one line of the log."""
+    lanes = {
+        one.address: f"{one.sent} sent, {one.dropped} dropped, {one.unheard} unheard, {one.waiting} waiting"
+        for one in status.destinations
+    }
+    rates = {"per_second": round(status.per_second, 1), "MB_per_s": round(status.MB_per_s, 1)}
+    structlog.get_logger("streamer.relay").info("relaying", received=status.messages, **rates, **lanes)
+
+
+def _tell_as_json(status: Relayed) -> None:
+    print_json({"status": status.plain()})
+
+
+def _print_relayed(ended: Relayed, *, as_json: bool) -> None:
+    """What became of every message, a destination at a time: the sum that must hold."""
+    if as_json:
+        print_json(ended.plain())
+    else:
+        _print_lanes(ended)
+    if ended.unaccounted:
+        raise typer.Exit(1)
+
+
+def _print_lanes(ended: Relayed) -> None:
+    connection = "".join(f", {count} × {name}" for name, count in ended.connection.items() if count)
+    out.print(
+        f"received {ended.messages} messages ({ended.images} images), {ended.nbytes / 1e6:.1f} MB, from {ended.source}"
+        f" in {ended.seconds:.1f} s{connection}"
+    )
+    for one in ended.destinations:
+        terms = " + ".join(f"{getattr(one, name)} {name}" for name in ("sent", "dropped", "unheard", "waiting"))
+        out.print(f"  {one.socket} {one.address}: {one.received} = {terms}")
 
 
 def _settings(options: list[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -45,6 +45,7 @@ from streamer.decide import Rule
 from streamer.outputs import Output
 from streamer.records import BadConfig, BadInput, BadModel, did_you_mean
 from streamer.sources import Source
+from streamer.sources.live import with_port
 from streamer.sources.wired import Claim, Wired
 from streamer.wire import Buffer, Format
 
@@ -110,7 +111,7 @@ def fit(
     folder: what relative paths are relative to. given: parameters that the caller provides itself.
     from_text: values are text, as in the options of a source string, and are converted from it.
     """
-    annotations = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    annotations = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make, include_extras=True)
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(make).parameters.items()
@@ -212,10 +213,18 @@ def _parse_live(scheme: str, rest: str, options: dict[str, str]) -> tuple[str, d
         return "live", {}, [f"{where}: {unknown}"]
     live = find("sources", "live")
     for_format = {key: value for key, value in options.items() if key in inspect.signature(speaks).parameters}
-    for_live = {key: value for key, value in options.items() if key not in for_format}
+    known = [*inspect.signature(live).parameters, *inspect.signature(speaks).parameters]
+    known = [key for key in known if key not in ("address", "format")]
+    for_live = {key: value for key, value in options.items() if key not in for_format and key in known}
+    strange = [f"{where} unknown key '{key}'{did_you_mean(key, known)}" for key in options if key not in known]
     format_arguments, problems = fit(speaks, for_format, where, from_text=True)
+    problems += strange
     given = {"address": f"{transport}:{rest}", "format": None}
     arguments, more = fit(live, for_live, where, given=given, from_text=True)
+    try:
+        with_port(given["address"] or "", speaks)
+    except BadConfig as wrong:
+        more += [f"{where}: {problem}" for problem in wrong.problems]
     if problems or more:
         return "live", {}, [*problems, *more]
     return "live", {**arguments, "address": given["address"], "format": speaks(**format_arguments)}, []
@@ -481,6 +490,10 @@ def _converted(value: Any, expected: Any, folder: Path | None, from_text: bool) 
 
 def _described(expected: Any) -> str:
     """An annotation as an operator would say it."""
+    if typing.get_origin(expected) is Annotated:
+        plain, *bounds = typing.get_args(expected)
+        least = [bound.ge for bound in bounds if isinstance(bound, msgspec.Meta) and bound.ge is not None]
+        return _described(plain) + "".join(f" of at least {number}" for number in least)
     if typing.get_origin(expected) is Literal:
         return " or ".join(f"'{choice}'" for choice in typing.get_args(expected))
     choices = [one for one in typing.get_args(expected) if one is not type(None)]

@@ -113,7 +113,7 @@ class Rule:
     def judge(self, quantity: Quantity | None) -> Verdict:
         """What one measurement tells this rule; None where the analysis did not give the quantity.
 
-        Raises BadConfig for an array: a rule needs one number, and which one only the analysis can say.
+        An array tells nothing: a rule needs one number, and which one only the analysis can say.
         """
         if self.why_unknown(quantity) or quantity is None:
             return Verdict.UNKNOWN
@@ -123,14 +123,12 @@ class Rule:
         return Verdict.CLEARS if value <= self.side * self.clear_limit else Verdict.BETWEEN
 
     def why_unknown(self, quantity: Quantity | None) -> str:
-        """Why a measurement cannot be judged; "" where it can. Raises BadConfig for an array."""
+        """Why a measurement cannot be judged; "" where it can."""
         if quantity is None:
             return f"{self.analysis} gave no {self.quantity}"
         if np.ndim(quantity.value) > 0:
-            raise BadConfig(
-                f"[alarm.{self.name}] key 'watch': found '{self.watch}', an array of shape {np.shape(quantity.value)}, "
-                f"expected a single value; watch a scalar quantity of '{self.analysis}'"
-            )
+            shape = " × ".join(map(str, np.shape(quantity.value)))
+            return f"{self.watch} is an array of {shape} values: watch a scalar quantity of '{self.analysis}'"
         if not math.isfinite(float(quantity.value)):
             return f"{self.watch} is not a finite number"
         if not math.isfinite(self._margin(quantity)):
@@ -263,6 +261,10 @@ class _Watch:
             self.is_blind = False
 
 
+MOST_WATCHES = 1024
+"""Rules times channels that are followed. Channels are named on the wire, and each may raise an alarm of its own."""
+
+
 class Decider:
     """Follows every rule through the results of one stream, and keeps the list of active alarms.
 
@@ -282,13 +284,15 @@ class Decider:
         """The alarms that began, changed severity or ended at this frame.
 
         wall_time: UTC seconds since 1970; it labels alarms and decides nothing.
-        Raises BadConfig when a rule watches a Quantity that is an array.
         """
         changed = []
         for rule in self.rules:
             if rule.analysis != result.analysis:
                 continue
             key = rule.name, result.channel
+            if key not in self._watches and len(self._watches) >= MOST_WATCHES:
+                changed += self._refuse(result, wall_time)
+                continue
             watch = self._watches.get(key) or self._watches.setdefault(key, _Watch(rule))
             if watch.see(result.number, result.quantities.get(rule.quantity)):
                 changed.append(self._follow(watch, result, wall_time))
@@ -371,6 +375,19 @@ class Decider:
                 watch.alarm = alarm
                 return
         self._conditions[alarm.name] = alarm
+
+    def _refuse(self, result: Result, wall_time: float) -> list[Alarm]:
+        text = (
+            f"more than {MOST_WATCHES} channels and rules: channel {result.channel[:40]!r} and those after it are not"
+        )
+        return self.raise_condition(
+            "channels_unwatched",
+            Severity.MAJOR,
+            f"{text} watched; look at what names the channels",
+            "rules",
+            wall_time,
+            {},
+        )
 
     def _follow(self, watch: _Watch, result: Result, wall_time: float) -> Alarm:
         """The alarm of a watch whose severity has just changed, brought up to date."""

@@ -14,12 +14,15 @@ from typing import Any, NoReturn
 
 from streamer.records import BadFrame
 
-__all__ = ["MAX_BYTES", "looks_like", "read"]
+__all__ = ["MAX_BYTES", "MAX_ITEMS", "looks_like", "read"]
 
 Buffer = bytes | bytearray | memoryview
 
 MAX_BYTES = 4 * 2**20
 """The largest header known, the configuration of a DECTRIS detector with its module list, has some 20 kB."""
+
+MAX_ITEMS = 100_000
+"""Values in one header. An empty object takes 72 bytes of memory for three of text, so bytes alone bound too little."""
 
 MAX_DIGITS = 400
 """Digits of one number: the longest float that can be written, 1e308, without an exponent."""
@@ -34,13 +37,18 @@ def read(part: Buffer, what: str = "header") -> dict[str, Any]:
     if view.nbytes > MAX_BYTES:
         raise BadFrame("json", f"{what}: {view.nbytes} bytes, expected at most {MAX_BYTES}")
     try:
-        value = _decode(str(view, "utf-8"))
+        text = str(view, "utf-8")
+        if len(text) > MAX_ITEMS and sum(map(text.count, "[{,")) > MAX_ITEMS:
+            raise BadFrame("json", f"{what}: more than {MAX_ITEMS} values")
+        value = _decode(text)
     except UnicodeDecodeError as error:
         raise BadFrame("json", f"{what}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except RecursionError as error:
         raise BadFrame("json", f"{what}: nested beyond reason") from error
     except ValueError as error:
         raise BadFrame("json", f"{what}: not JSON: {str(error)[:120]}") from error
+    if "\\u" in text and not _is_unicode(value):
+        raise BadFrame("json", f"{what}: half of a surrogate pair is no character")
     if not isinstance(value, dict):
         raise BadFrame("json", f"{what}: a JSON {type(value).__name__}, expected an object")
     return value
@@ -53,6 +61,15 @@ def looks_like(part: Buffer, *htypes: bytes) -> bool:
     """
     head = bytes(memoryview(part).cast("B")[:_NEAR]).translate(None, b" \t\r\n")
     return any(head.startswith(prefix + htype) for htype in htypes for prefix in (b'{"htype":"', b'{"htype":["'))
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all text in it can be written down again; escapes can say what UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

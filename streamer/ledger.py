@@ -27,7 +27,7 @@ Times are seconds of a monotonic clock and are given by the caller. Safe to call
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,6 +119,7 @@ class _Series:
     late: int = 0
     duplicate: int = 0
     out_of_order: int = 0
+    unplaced: int = 0  # messages without image or number while it was open: what is missing may be among them
     ends_at: float | None = None
     ending_by: str = ""
     closed_by: str = ""
@@ -166,6 +167,9 @@ class _Series:
             out_of_order=self.out_of_order,
             joined_late=self.joined_late,
             closed_by=self.closed_by,
+            is_counted=self.first is not None,
+            first=self.first or 0,
+            step=self.step,
             gap_period=period,
             gap_length=length,
         )
@@ -175,7 +179,7 @@ class _Series:
         last = self.seen.highest
         first = max(self.seen.lowest, last - (PATTERN - 1) * self.step)
         came = [number in self.seen for number in range(first, last + 1, self.step)]
-        if len(came) < FEWEST or all(came):
+        if len(came) < FEWEST or all(came) or 2 * self.unplaced >= self.reached - self.seen.count:
             return 0, 0
         for period in range(2, MOST_READERS + 1):
             if len(came) < 4 * period or _agreement(came, period) < REGULAR:
@@ -198,6 +202,7 @@ class Ledger:
         self._open: OrderedDict[SeriesKey, _Series] = OrderedDict()
         self._closed: OrderedDict[SeriesKey, _Series] = OrderedDict()
         self._forgotten: Counter[str] = Counter()
+        self._replaced: deque[Account] = deque(maxlen=MOST_CLOSED)  # closed, and their key is in use again
         self._to_report: list[Account] = []
         self._wire: Counter[str] = Counter()
         self._malformed: Counter[str] = Counter()
@@ -210,28 +215,32 @@ class Ledger:
         with self._lock:
             self._count("control")
             series = self._find(self._open, start.series)
-            if series is not None and not series.joined_late and series.seen.count:
+            if series is not None and _begins_anew(series, start):
                 self._close(series, "new start")
                 series = None
             for other in list(self._open.values()):
-                if other is not series and other.ends_at is None:
+                if other is not series and other.ends_at is None and not _run_beside(other.key, start):
                     self._let_end(other, now, "new start")
             if series is None:
                 series = self._opened(start.series, now)
             series.announced = start.images
             series.first = start.first
             series.step = max(1, start.step)
-            series.joined_late = False
+            series.joined_late &= start.was_running
             series.ending_by, series.ends_at = "", None
             series.last_heard = now
             self._settle(now)
 
-    def end(self, key: SeriesKey, now: float) -> None:
-        """The detector says the series is over; a second end, or one of an unknown series, changes nothing."""
+    def end(self, key: SeriesKey, now: float, images: int | None = None) -> None:
+        """The detector says the series is over, and perhaps how many images it had.
+
+        A second end, or one of an unknown series, changes nothing.
+        """
         with self._lock:
             self._count("control")
             series = self._find(self._open, key)
             if series is not None and series.ending_by != "end":
+                series.announced = images if series.announced is None else series.announced
                 self._let_end(series, now, "end")
             self._settle(now)
 
@@ -239,6 +248,7 @@ class Ledger:
         """Any other message that carries no image."""
         with self._lock:
             self._count("control")
+            self._note_unplaced()
 
     def frame(self, key: SeriesKey, number: int, now: float) -> Verdict:
         """A frame was decoded. Only an "accepted" one goes on, and must be followed by `analysed` or `unusable`."""
@@ -261,6 +271,7 @@ class Ledger:
             self._malformed[reason] += 1
             series = self._find(self._open, key) if key is not None else None
             if series is None or number is None or number < 0:
+                self._note_unplaced()
                 return
             series.last_heard = now
             if not series.announces(number):
@@ -321,7 +332,8 @@ class Ledger:
     def accounts(self) -> list[Account]:
         """The accounts still known: closed ones first, each group oldest first."""
         with self._lock:
-            return [series.account() for group in (self._closed, self._open) for series in group.values()]
+            known = [series.account() for group in (self._closed, self._open) for series in group.values()]
+            return [*self._replaced, *known]
 
     def totals(self) -> Counter[str]:
         """Every series there ever was, added up: the counts of `Account` by name."""
@@ -343,6 +355,10 @@ class Ledger:
             return any(series.ends_at is None for series in self._open.values())
 
     # Everything below is called with the lock held.
+
+    def _note_unplaced(self) -> None:
+        for series in self._open.values():
+            series.unplaced += 1
 
     def _count(self, outcome: Verdict | Literal["control"]) -> None:
         self._wire["messages"] += 1
@@ -418,7 +434,9 @@ class Ledger:
         return next((series for known, series in reversed(group.items()) if known.number == key.number), None)
 
     def _opened(self, key: SeriesKey, now: float) -> _Series:
-        self._forget(key)
+        if key in self._closed:
+            self._replaced.append(self._closed[key].account())
+            self._forget(key)
         if len(self._open) >= MOST_OPEN:
             strangest = min(self._open.values(), key=lambda one: (not one.joined_late, one.seen.count, one.last_heard))
             self._close(strangest, "stall")
@@ -475,6 +493,19 @@ class Ledger:
             series.malformed += 1
         else:
             series.dropped += 1
+
+
+def _begins_anew(series: _Series, start: SeriesStart) -> bool:
+    """Whether a start is the next one of an open series' key, not the same one once more or one that was overtaken."""
+    if not series.seen.count or start.was_running:
+        return False
+    is_repeated = bool(start.series.unique) and start.first is None and not series.ending_by
+    return bool(series.ending_by) or not (series.joined_late or is_repeated)
+
+
+def _run_beside(key: SeriesKey, start: SeriesStart) -> bool:
+    """Whether a series may go on beside one that starts: senders that only count share a socket without a word."""
+    return start.first is not None and key.unique != start.series.unique
 
 
 def _agreement(came: list[bool], distance: int) -> float:

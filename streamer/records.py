@@ -152,6 +152,7 @@ class SeriesStart:
     images: how many images were announced, None when the detector does not say.
     first: the number it begins with, where frames carry a running number and do not count from 0; else None.
     step: the distance between two consecutive numbers.
+    was_running: it was learnt of while it ran, so that frames may have come and gone before.
     shape: (rows, columns) of one image, None when unknown.
     nodata: the pixel value that means "no measurement", None for the dtype's maximum.
     saturation: the largest valid pixel value, None when unknown.
@@ -165,6 +166,7 @@ class SeriesStart:
     images: int | None = None
     first: int | None = None
     step: int = 1
+    was_running: bool = False
     shape: tuple[int, int] | None = None
     dtype: np.dtype[Any] | None = None
     channels: tuple[str, ...] = ()
@@ -214,10 +216,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SeriesEnd:
-    """The detector says the series is over. Its last frames may still be on the way."""
+    """The detector says the series is over. Its last frames may still be on the way.
+
+    images: how many there were, None when the detector does not say.
+    """
 
     series: SeriesKey
     received_ns: int = 0
+    images: int | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -374,6 +380,8 @@ class Account:
     missing: numbers skipped so far, and at the close all that never came. malformed: unusable, number known.
     dropped: by a full queue. late: came after the close. pending: not yet come, or come and not yet analysed.
     duplicate, out_of_order: for information. closed_by: "", "end", "new start", "stall" or "stop".
+    is_counted, first, step: whether its numbers do not count from 0, the one it begins with, and the distance between
+        two of them (`SeriesStart`).
     gap_period, gap_length: of the latest numbers, gap_length in every gap_period are missing, as regularly as when
         several readers share a PUSH socket; 0 where there is no such pattern.
     """
@@ -394,6 +402,9 @@ class Account:
     out_of_order: int = 0
     joined_late: bool = False
     closed_by: str = ""
+    is_counted: bool = False
+    first: int = 0
+    step: int = 1
     gap_period: int = 0
     gap_length: int = 0
 

@@ -22,7 +22,8 @@ names = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1,
 numbers = st.integers(0, 2**63 - 1)
 lengths = st.floats(1e-9, 1e9)
 
-series_keys = st.builds(SeriesKey, numbers, st.text(max_size=26))
+printable = st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" "), max_size=26)
+series_keys = st.builds(SeriesKey, numbers, printable)
 series_ends = st.builds(SeriesEnd, series_keys)
 
 exact_times = st.builds(Fraction, st.integers(0, 10**15), st.sampled_from([1, 1000, 10**8, 50_000_000]))

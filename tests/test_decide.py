@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from streamer.decide import EVIDENCE_FRAMES, Decider, Rule, Verdict
+from streamer.decide import EVIDENCE_FRAMES, MOST_WATCHES, Decider, Rule, Verdict
 from streamer.records import Alarm, BadConfig, BadInput, Quantity, Result, SeriesKey, Severity
 
 SERIES = SeriesKey(7, "gold")
@@ -132,9 +132,19 @@ def test_two_rules_of_one_name_are_refused() -> None:
         Decider([damage(), damage(above=3.0)])
 
 
-def test_an_array_is_refused_at_first_sight() -> None:
-    with pytest.raises(BadConfig, match=r"\[alarm\.damage\] key 'watch'.*shape \(3,\).*scalar"):
-        Decider([damage()]).decide(result(0, Quantity(np.ones(3))), 0.0)
+def test_an_array_is_not_known_rather_than_fine() -> None:
+    rule = damage()
+    assert rule.judge(Quantity(np.ones(3))) is Verdict.UNKNOWN
+    assert "an array of 3 values: watch a scalar quantity" in rule.why_unknown(Quantity(np.ones(3)))
+
+
+def test_channels_beyond_reason_are_not_watched_and_that_is_an_alarm() -> None:
+    decider = Decider([damage()])
+    for channel in range(MOST_WATCHES + 10):
+        decider.decide(replace(result(0, Quantity(0.0, 0.1)), channel=f"c{channel}"), 0.0)
+    (alarm,) = decider.active()
+    assert alarm.name == "channels_unwatched"
+    assert f"channel 'c{MOST_WATCHES}'" in alarm.text
 
 
 # The alarm: when it begins, changes and ends.

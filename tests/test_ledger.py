@@ -453,3 +453,13 @@ def test_a_few_frames_say_nothing_of_a_pattern() -> None:
     ledger.start(start(A, 1000), 0.0)
     analyse(ledger, A, range(0, FEWEST - 2, 2))
     assert only(ledger).gap_period == 0
+
+
+def test_a_restarted_detector_may_use_its_series_ids_again_and_both_accounts_are_kept() -> None:
+    ledger = Ledger()
+    for frames in (3, 2):
+        ledger.start(start(SeriesKey(1), frames), 0.0)
+        analyse(ledger, SeriesKey(1), range(frames))
+        ledger.end(SeriesKey(1), 0.0)
+    assert [account.analysed for account in ledger.accounts()] == [3, 2]
+    assert ledger.totals()["analysed"] == 5

@@ -38,6 +38,10 @@ MAX_TOPIC = 128  # bytes; whoever subscribes to more is disconnected
 TRANSPORTS = ("tcp://", "ipc://", "inproc://")
 
 
+LOOPBACK = ("tcp://127.", "tcp://[::1]", "tcp://[::ffff:127.")
+"""How ZeroMQ writes an endpoint that only this machine reaches; the last is 127.0.0.1 where a socket speaks IPv6."""
+
+
 class Zeromq(Output):
     """An XPUB socket bound to `address`.
 
@@ -94,7 +98,7 @@ class Zeromq(Output):
             self.close()
             raise OutputDown(_why_not_bound(self.address, error)) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        if self.endpoint.startswith("tcp://") and not self.endpoint.startswith(("tcp://127.", "tcp://[::1]")):
+        if self.endpoint.startswith("tcp://") and not self.endpoint.startswith(LOOPBACK):
             log.warning("zeromq: anybody who reaches this address can read the results", endpoint=self.endpoint)
 
     def write(self, result: Result) -> None:

@@ -93,6 +93,7 @@ class Pipeline:
         self._last_status: Status | None = None
         self._giving_up = threading.Event()
         self._next_look = 0.0
+        self._is_wanted = True
         self._batch: deque[Slot] = deque()
         self._held: Slot | None = None
         self._refused: list[Slot] = []
@@ -319,10 +320,12 @@ class Pipeline:
         match slot.outcome:
             case Answer(is_more=True) as answer:
                 self.ledger.control()
-                answers.append(answer)
+                if self._is_wanted:
+                    answers.append(answer)
             case Answer() as answer:
                 verdict = self.ledger.frame(answer.series, answer.number, now)
-                if verdict == "accepted":
+                self._is_wanted = verdict == "accepted"
+                if self._is_wanted:
                     answers.append(answer)
                 self._count(verdict)
             case GivenUp() as gone:
@@ -333,13 +336,13 @@ class Pipeline:
             case BadFrame() as bad:
                 self.ledger.malformed(bad.reason, bad.series, bad.number, now)
                 self.metrics.malformed(bad.reason)
-                self._supervision.example = str(bad)
+                self._supervision.note_bad(bad)
             case SeriesStart() as start:
                 self._decide_all(answers)
                 self.ledger.start(start, now)
                 self.metrics.series_opened()
             case SeriesEnd() as end:
-                self.ledger.end(end.series, now)
+                self.ledger.end(end.series, now, end.images)
             case _:
                 self.ledger.control()
 
@@ -405,7 +408,7 @@ class Pipeline:
         except BadFrame as bad:
             self.ledger.unusable(answer.series, answer.number, time.monotonic())
             self.metrics.malformed(bad.reason)
-            self._supervision.example = str(bad)
+            self._supervision.note_bad(bad)
             return
         self._took("decide", time.perf_counter() - began)
         if answer.is_more:

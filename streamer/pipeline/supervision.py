@@ -18,7 +18,7 @@ from streamer.pipeline.neighbours import Analysis, Decider, Source
 from streamer.pipeline.publisher import Publisher
 from streamer.pipeline.timing import Timing
 from streamer.queues import Queue
-from streamer.records import Account, Alarm, Severity, Status, WireAccount
+from streamer.records import Account, Alarm, BadFrame, Severity, Status, WireAccount
 
 log = structlog.get_logger("streamer.stream")
 
@@ -61,12 +61,18 @@ class Supervision:
         self._progress: tuple[int, float] | None = None
         self._told: Counter[str] = Counter()
         self._wire = WireAccount()
-        self._unreadable = 0
+        self._unusable_looks = 0
+        self._refused = 0
         self._changes: Counter[str] = Counter()
 
     def queues(self, **queues: Queue[Any]) -> None:
         """Which queues to measure."""
         self._queues.update(queues)
+
+    def note_bad(self, bad: BadFrame) -> None:
+        """A message cannot be used. One that is of another format explains all others."""
+        if bad.reason == "format" or "format" not in self._ledger.wire().malformed:
+            self.example = str(bad)
 
     def message_received(self, now: float) -> None:
         """The source gave a message. now: monotonic seconds."""
@@ -215,14 +221,19 @@ class Supervision:
         wire, before = self._ledger.wire(), self._wire
         self._wire = wire
         came, bad = wire.messages - before.messages, sum(wire.malformed.values()) - sum(before.malformed.values())
+        refused = self._source.counts.get("refused", 0)
         if came > bad:
-            self._unreadable = 0
+            self._unusable_looks, self._refused = 0, refused
             self.announce(self._decider.clear_condition("stream_unreadable", self._wall_time()))
         elif came:
-            self._unreadable += 1
-        if self._unreadable >= UNREADABLE_LOOKS:
+            self._unusable_looks += 1
+        text = ""
+        if self._unusable_looks >= UNREADABLE_LOOKS:
             text = f"no message can be used: {self.example}"
-            evidence = {"malformed": sum(wire.malformed.values())}
+        elif refused > self._refused and not came:
+            text = "the peer hangs up: its socket is of another type; try ?socket=pull, ?socket=sub or another format"
+        if text:
+            evidence = {"malformed": sum(wire.malformed.values()), "refused": refused}
             self.announce(
                 self._decider.raise_condition(
                     "stream_unreadable", Severity.MAJOR, text, "stream", self._wall_time(), evidence
@@ -240,11 +251,15 @@ class Supervision:
             return
         gone = f"{length} of every {period} frames {'is' if length == 1 else 'are'} missing: "
         why = (
-            "another client is attached to this PUSH socket and takes its share; end it, or let both read from "
+            "another client is attached to this socket and takes its share; end it, or let both read from "
             "'streamer relay' (if they share it on purpose, add readers=N to the source)"
             if self._source.is_exclusive
-            else f"the sender leaves them out; if it means to, add step={period // (period - length)} to the source"
+            else "the sender leaves them out"
         )
+        if account.is_counted:
+            why += (
+                f"; if the sender counts like that, add step={account.step * period // (period - length)} to the source"
+            )
         evidence = {"period": period, "missing": length}
         self.announce(
             self._decider.raise_condition(

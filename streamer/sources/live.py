@@ -18,8 +18,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
+import msgspec
 import structlog
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -42,6 +44,10 @@ REPEAT_S = 1.0
 
 REQUEST = b"next"
 """What a REQ socket says: the Karabo bridge knows no other word."""
+
+GIVEN_UP_S = 1.0
+"""ZeroMQ tries an address that refuses it again and again, but gives up one where a peer of the wrong kind hung up. A
+connection that was lost and is not tried again for so long is made anew: ZeroMQ itself tries every 0.1 s."""
 
 UNASKED_S = 0.02
 """How often it is looked whether a request can be sent, while nobody is connected."""
@@ -81,7 +87,7 @@ class Live(Wired):
         *,
         socket: SocketKind | None = None,
         bind: bool = False,
-        readers: int = 1,
+        readers: Annotated[int, msgspec.Meta(ge=1)] = 1,
         high_water_mark: int = 64,
         topic: str = "",
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -100,6 +106,8 @@ class Live(Wired):
         self.readers = readers
         self._must_ask = self.socket == "req"
         self._has_asked = False
+        self._lost_at: float | None = None
+        self._binds = bind
         self._counts = dict.fromkeys(("connected", "disconnected", "retried", "refused"), 0)
         self.counts: Mapping[str, int] = self._counts
         self._peers: set[int] = set()
@@ -153,8 +161,9 @@ class Live(Wired):
                 ready = dict(self._poller.poll(math.ceil(left_s * 1000)))
                 if self._monitor in ready:
                     self._note_events()
-                if self._socket in ready:
-                    return self._take()
+                self._connect_anew()
+                if self._socket in ready and (messages := self._take()):
+                    return messages
             except zmq.ZMQError as error:
                 raise SourceLost(f"live: the socket to {self.address} is gone ({error})") from error
             if time.monotonic() >= deadline:
@@ -187,11 +196,27 @@ class Live(Wired):
         """
         self._note_events()
         if self._socket.poll(0, zmq.POLLOUT):
-            self._socket.send(REQUEST)
-            self._has_asked = True
+            with suppress(zmq.Again):  # the connection was lost this very moment
+                self._socket.send(REQUEST, zmq.NOBLOCK)
+                self._has_asked = True
+
+    def _connect_anew(self) -> None:
+        """Where ZeroMQ has given the address up."""
+        if self._binds or self._lost_at is None or time.monotonic() < self._lost_at + GIVEN_UP_S:
+            return
+        self._lost_at = None
+        self._counts["refused"] += 1
+        self._warn("the peer hung up and ZeroMQ gave up: is its socket of another type? Connecting anew")
+        with suppress(zmq.ZMQError):
+            self._socket.disconnect(self.address)
+        self._socket.connect(self.address)
 
     def _take(self) -> list[Message]:
-        frames = self._socket.recv_multipart(copy=False)
+        """What came; nothing where it was an answer to a request of long ago, which ZeroMQ throws away."""
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return []
         received_ns = time.monotonic_ns()
         self._has_asked = False
         parts = [frame.buffer for frame in frames]
@@ -204,6 +229,7 @@ class Live(Wired):
         while self._monitor.poll(0):
             event: dict[str, Any] = dict(recv_monitor_message(self._monitor))
             name = _EVENTS[event["event"]]
+            self._lost_at = time.monotonic() if name == "disconnected" else None
             self._counts[name] += 1
             if name in ("connected", "disconnected"):
                 self._has_asked = False  # what was asked over another connection is not answered over this one
@@ -227,12 +253,17 @@ class Live(Wired):
             log.warning(text, source=self.url, **self.counts)
 
 
-def with_port(address: str, format: Format) -> str:  # noqa: A002
+def with_port(address: str, format: Format | type[Format]) -> str:  # noqa: A002
     """The address with the format's default port where it names none: "tcp://dcu" → "tcp://dcu:31001"."""
     scheme, separator, rest = address.partition("://")
     if not separator or not rest:
         raise BadConfig(f"live: {address!r} is no address; expected tcp://host:port or ipc://path")
-    if scheme != "tcp" or ":" in rest.rpartition("]")[2]:
+    if scheme != "tcp":
+        return address
+    host, colon, port = rest.rpartition(":") if ":" in rest.rpartition("]")[2] else (rest, "", "")
+    if not host or (colon and port != "*" and not (port.isdecimal() and 0 < int(port) < 65536)):
+        raise BadConfig(f"live: {address!r} is no address; expected tcp://host:port, the port from 1 to 65535")
+    if colon:
         return address
     if format.default_port is None:
         raise BadConfig(f"live: {address!r} has no port and {format.name} has no usual one; write tcp://host:port")

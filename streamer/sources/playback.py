@@ -36,35 +36,36 @@ class Cue:
 class Playback(Source):
     """A source whose messages are all there and come by the clock. `announced_frames` is known.
 
-    After `_play`, `receive` hands out the cues in order, each when it is due.
+    After `_play`, `receive` hands out the cues in order, each when it is due by its `pace`, which may be replaced
+    before the first message by one with another clock.
     """
 
     def __init__(self, url: str, rate: Rate) -> None:
         self.url = url
         self._period_s = period_s(rate, url)
-        self._pace = Pace()
+        self.pace = Pace()
         self._cues: Iterator[Cue] = iter(())
-        self._next: Cue | None = None
+        self._due: Cue | None = None
 
     def play_at(self, rate: Rate) -> None:
         """Another rate than the one it was opened with, before the first message. Raises BadConfig."""
         self._period_s = period_s(rate, self.url)
 
     def receive(self, timeout_s: float) -> Message | None:
-        cue = self._next
+        cue = self._due
         if cue is None:
             raise EOFError(f"{self.url} has been played to its end")
-        if not self._pace.wait(cue.place * self._period_s, timeout_s):
+        if not self.pace.wait(cue.place * self._period_s, timeout_s):
             return None
-        self._next = next(self._cues, None)
+        self._due = next(self._cues, None)
         return Message(cue.parts, cue.kind, cue.nbytes, received_ns=time.monotonic_ns(), extra=cue.extra)
 
     def close(self) -> None:
-        self._next = None
+        self._due = None
 
     def _play(self, cues: Iterator[Cue]) -> None:
         self._cues = cues
-        self._next = next(cues, None)
+        self._due = next(cues, None)
 
 
 class Pace:

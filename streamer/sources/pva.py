@@ -75,6 +75,9 @@ MAX_TEXT = 1000
 REPEAT_S = 1.0
 """Repeated warnings are summed to one in this time."""
 
+ALONE_S = 1.0
+"""How long a server may take to answer before it is said that there is none; on loopback it takes milliseconds."""
+
 COLOURS = ("red", "green", "blue")
 _COLOUR_PLACE = {2: 0, 3: 1, 4: 2}
 """ColorMode (RGB1, RGB2, RGB3; NDArray.h) → which dimension holds the colours, fastest first."""
@@ -129,6 +132,8 @@ class Pva(Source):
         self._last: int | None = None
         self._skipped = 0
         self._quiet_until = 0.0
+        self._opened_at = time.monotonic()
+        self._alone_until = time.monotonic() + ALONE_S
         self._wake = threading.Event()
         self._p4p = _import_p4p()
         self._context = _context(self._p4p, name_server, address_list)
@@ -151,8 +156,18 @@ class Pva(Source):
             elif update is not None:
                 self._take(update)
             elif not self._wake.wait(max(0.0, deadline - time.monotonic())):
+                self._tell_if_alone()
                 return None
         return self._ready.popleft()
+
+    def _tell_if_alone(self) -> None:
+        """Nobody has the channel: say so after a second, then more and more rarely."""
+        now = time.monotonic()
+        if not any(self._counts.values()) and now >= self._alone_until:
+            self._alone_until = now + 4 * (now - self._opened_at)
+            log.warning(
+                "no server has this channel: check its name, EPICS_PVA_ADDR_LIST or ?name_server=", source=self.url
+            )
 
     def decode(self, message: Message, *, scratch: Scratch | None = None) -> list[WireRecord]:
         start: SeriesStart | None = message.extra.get("start")

@@ -14,6 +14,7 @@ Threads. `receive` is called from one thread, `decode` and `identify` from any.
 from __future__ import annotations
 
 import abc
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,8 +28,11 @@ from streamer.wire import Buffer, Format, Scratch
 log = structlog.get_logger(__name__)
 
 REORDERED = 64
-"""How far a number may fall back and still be a frame that was overtaken. Parallel connections shuffle a few frames; a
-camera that was restarted falls back to its first number, which is one that came already or lies further away."""
+"""How many frames a number may fall back and still be one that was overtaken. Parallel connections shuffle frames; a
+camera that was restarted falls back to its first number, which came already or lies further away."""
+
+REPEAT_S = 1.0
+"""Repeated news are summed to one in this time."""
 
 MOST_SENDERS = 64
 """Senders told apart by the name in their messages. A name is read from the wire, so their number is bounded."""
@@ -89,16 +93,30 @@ class Wired(Source):
             return [message]  # whoever decodes it will count it
         if self.format.is_counted:
             return self._in_its_run(message, key.unique, number)
-        is_more, self._last = self._last == (key, number), (key, number)
-        return [replace(message, kind=None, extra=message.extra | {"more": True}) if is_more else message]
+        if self._last == (key, number):
+            return [replace(message, kind=None, extra=message.extra | {"more": True})]
+        self._last = key, number
+        return self._after_its_restart(message, key, number)
+
+    def _after_its_restart(self, message: Message, key: SeriesKey, number: int) -> list[Message]:
+        """A result, after a start if its numbers fell back: its detector or its streamer began again under that key."""
+        is_known = self._runs.knows(str(key))
+        _, is_new = self._runs.place(str(key), number, self.format.step)
+        if not (is_known and is_new):
+            return [message]
+        return [self._start(SeriesStart(key, first=number, received_ns=message.received_ns)), message]
 
     def _in_its_run(self, message: Message, sender: str, number: int) -> list[Message]:
-        series, is_new = self._runs.place(sender, number)
+        series, is_new = self._runs.place(sender, number, self.format.step)
         placed = replace(message, extra=message.extra | {"series": series})
         if not is_new:
             return [placed]
         start = SeriesStart(series, first=number, step=self.format.step, received_ns=message.received_ns)
-        return [Message((), "start", 0, message.received_ns, {"start": start}), placed]
+        return [self._start(start), placed]
+
+    def _start(self, start: SeriesStart) -> Message:
+        """A message that nobody sent."""
+        return Message((), "start", 0, start.received_ns, {"start": start})
 
     def _explained(self, bad: BadFrame, parts: Sequence[Buffer]) -> BadFrame:
         """The error, or a better one where the message is of another format."""
@@ -116,22 +134,27 @@ class Wired(Source):
 class Runs:
     """Series of running numbers, for each sender its own.
 
-    A run ends where a number falls back: by more than REORDERED, or to one that came already. The highest number once
-    more is a duplicate of the same run. Runs are numbered from 1.
+    A run ends where a number falls back: by more than REORDERED, below its first one, or to one that came already. The
+    highest number once more is a duplicate of the same run. Runs are numbered from 1.
     """
 
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
         self._count = 0
+        self._quiet_until = 0.0
 
-    def place(self, sender: str, number: int) -> tuple[SeriesKey, bool]:
+    def knows(self, sender: str) -> bool:
+        """Whether a number of this sender was placed before."""
+        return sender in self._runs
+
+    def place(self, sender: str, number: int, step: int = 1) -> tuple[SeriesKey, bool]:
         """The series a number belongs to, and whether it begins with it."""
         run = self._runs.get(sender)
-        if run is not None and run.takes(number):
+        if run is not None and run.takes(number, REORDERED * step):
             run.note(number)
             return run.key, False
         if run is not None:
-            log.info("the running number fell back: a new series", sender=sender, last=run.highest, now=number)
+            self._tell(sender, run.highest, number)
         elif len(self._runs) >= MOST_SENDERS:
             del self._runs[next(iter(self._runs))]
         self._count += 1
@@ -139,19 +162,27 @@ class Runs:
         run.note(number)
         return run.key, True
 
+    def _tell(self, sender: str, last: int, now: int) -> None:
+        """Once a second: a sender that counts backwards falls back at every message."""
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + REPEAT_S
+            log.info(
+                "the running number fell back: a new series", sender=sender, last=last, now=now, series=self._count + 1
+            )
+
 
 class _Run:
     """Numbers that go up."""
 
     def __init__(self, key: SeriesKey, first: int) -> None:
         self.key = key
-        self.highest = first
-        self._latest: deque[int] = deque(maxlen=REORDERED)
+        self.first = self.highest = first
+        self._latest: deque[int] = deque(maxlen=4 * REORDERED)
 
-    def takes(self, number: int) -> bool:
+    def takes(self, number: int, reordered: int) -> bool:
         if number >= self.highest:
             return True
-        return self.highest - number <= REORDERED and number not in self._latest
+        return max(self.first, self.highest - reordered) <= number and number not in self._latest
 
     def note(self, number: int) -> None:
         self.highest = max(self.highest, number)

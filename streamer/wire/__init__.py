@@ -59,7 +59,7 @@ class Format(abc.ABC):
 
     def split(self, parts: Sequence[Buffer]) -> list[Sequence[Buffer]]:
         """The messages in what came as one: some senders put what they say in quick succession into one message."""
-        return [[part] for part in parts] if self.is_one_part else [parts]
+        return [[part] for part in parts] if self.is_one_part and self.claims(parts[:1]) else [parts]
 
     @abc.abstractmethod
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:

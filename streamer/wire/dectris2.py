@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from streamer import cbor, compression
 from streamer.fields import Fields, excerpt, is_finite, is_natural, plain
-from streamer.pixels import Packed, unpack
+from streamer.pixels import Packed, unpack, usable
 from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.wire import Buffer, Format, Kind, Scratch
 
@@ -54,7 +54,7 @@ REASONS: Mapping[str, str] = {
     "id": "series or image number absent or not a natural number",
     "field": "another field is absent where it must not be, of the wrong type, not finite, or divides by zero",
     "tag": "a tag this format does not have, or where it does not belong",
-    "dtype": "an element type this format does not have",
+    "dtype": "an element type this format does not have, or pixels no analysis can take",
     "shape": "not two positive dimensions, or a payload that does not fill them",
     "size": "larger than the series' own images, or than max_pixels, or a compressed length that contradicts the image",
     "compression": "an unknown algorithm, a wrong element size, or damaged compressed data",
@@ -67,8 +67,8 @@ memory, so a message may not ask for any number of them."""
 USUAL_CHANNELS = 4
 """Full images in one message: a detector's thresholds and their difference. More channels must be smaller."""
 
-MAX_UNIQUE = 200
-"""Characters of a series_unique_id, which is kept and printed; DECTRIS sends 26."""
+MAX_NAME = 200
+"""Characters of a series_unique_id or a channel, which are kept and printed; DECTRIS sends up to 26."""
 
 REMEMBERED_SERIES = 8
 """Series whose image size is kept: stragglers of a stopped series arrive after the next start, not after eight."""
@@ -207,9 +207,10 @@ class Dectris2(Format):
         channels = fields.channels()
         if sum(math.prod(array.shape) for _, array in channels) > USUAL_CHANNELS * limit:
             raise BadFrame("size", f"{len(channels)} channels that together exceed {USUAL_CHANNELS} × {limit} pixels")
+        images = [(channel, usable(_unpack(array, limit, scratch))) for channel, array in channels]
         return [
-            Frame(_unpack(array, limit, scratch), series, number, channel, start_s, stop_s, real_s, received_ns, extra)
-            for channel, array in channels
+            Frame(image, series, number, channel, start_s, stop_s, real_s, received_ns, extra)
+            for channel, image in images
         ]
 
     def _remember(self, series: SeriesKey, pixels: int) -> None:
@@ -341,6 +342,11 @@ def _unpack(array: _Array, max_pixels: int, scratch: Scratch | None = None) -> N
     return unpack(typed.octets, array.shape, typed.dtype, max_pixels=max_pixels, scratch=scratch, order=array.order)
 
 
+def _is_name(value: Any) -> bool:
+    """Whether it is text that can be printed in a line."""
+    return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
+
+
 class _Fields(Fields):
     """The entries of one message."""
 
@@ -353,8 +359,8 @@ class _Fields(Fields):
 
     def series(self) -> SeriesKey:
         unique = self.get("series_unique_id")
-        if unique is not None and (not isinstance(unique, str) or len(unique) > MAX_UNIQUE):
-            raise self.wrong("series_unique_id", f"text of up to {MAX_UNIQUE} characters", "id")
+        if unique is not None and not _is_name(unique):
+            raise self.wrong("series_unique_id", f"up to {MAX_NAME} printable characters", "id")
         return SeriesKey(self.natural("series_id"), unique or "")
 
     def identity(self) -> tuple[SeriesKey | None, int | None]:
@@ -402,7 +408,7 @@ class _Fields(Fields):
         value = self.get("data")
         if not isinstance(value, dict) or not value:
             raise self.wrong("data", "a map from channels to images")
-        if not all(isinstance(name, str) and isinstance(array, _Array) for name, array in value.items()):
+        if not all(_is_name(name) and isinstance(array, _Array) for name, array in value.items()):
             raise BadFrame("field", "data holds something that is not an image under the name of its channel")
         return self._bounded(list(value.items()), "data")
 

@@ -211,7 +211,7 @@ class Karabo(Format):
             ]
 
     def encode(self, record: SeriesStart | SeriesEnd | Sequence[Frame]) -> list[Buffer]:
-        """The parts of a train: all of its pulses in order, or its one image. Nothing for a start and an end.
+        """The parts of a train: all of its pulses in order, or its one image, whatever its channel. No start, no end.
 
         Raises BadInput for frames that are not the pulses 0, 1, … of one train, alike in shape and element type.
         """
@@ -309,6 +309,8 @@ class Karabo(Format):
         exposures = {(frame.series, frame.number) for frame in frames}
         kinds = {(frame.image.shape, frame.image.dtype.newbyteorder("=").name) for frame in frames}
         channels = [frame.channel for frame in frames]
+        if len(channels) == 1 and not channels[0].startswith("pulse_"):
+            channels = [""]  # another detector's only channel: a train has no word for it
         if len(exposures) != 1 or len(kinds) != 1 or channels not in ([""], [f"pulse_{n}" for n in range(len(frames))]):
             raise BadInput(
                 f"karabo: {len(frames)} frames of {len(exposures)} trains and {len(kinds)} kinds, channels"
@@ -463,8 +465,8 @@ def _read_nested(part: Buffer) -> dict[str, _Source]:
 
 
 def _source_name(name: Any) -> str:
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-        raise BadFrame("field", f"karabo: source is {excerpt(name)}, expected text of 1 to {MAX_NAME} characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise BadFrame("field", f"karabo: source is {excerpt(name)}, expected 1 to {MAX_NAME} printable characters")
     return name
 
 

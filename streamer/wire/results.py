@@ -25,7 +25,7 @@ Times: `wall_time`, `began`, `ended` are UTC seconds since 1970; `start_s` is se
                     latency_ms {s: x}, queues {s: {s: n}}, stages {s: x}, outputs {s: s}, devices {s: s},
                     alarms [alarm, without schema and kind], wall_time x
 
-    KEY             [n number, s unique]
+    KEY             [n number, s unique]: natural, as all numbers of frames and counts; up to 255 printable characters
     QUANTITY        value x | ARRAY, sigma the same?, unit s, axes [[s name, ARRAY values, s unit]]: one per dimension
                     of value, in order; [] for a scalar
     ARRAY           dtype s, shape [n], bytes bin: C order, little-endian, exactly itemsize × product of shape bytes.
@@ -53,6 +53,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.fields import excerpt, is_natural
 from streamer.records import (
     Account,
     Alarm,
@@ -76,7 +77,7 @@ __all__ = ["REASONS", "SCHEMA", "Results", "decode", "encode", "plain_account", 
 REASONS: Mapping[str, str] = {
     "parts": "not two parts",
     "topic": "a topic that does not fit the payload",
-    "msgpack": "not one well-formed map with distinct string keys, or with an extension type",
+    "msgpack": "not one well-formed map with distinct string keys, beyond reason, or with an extension type",
     "version": "another schema, or another major version of this one",
     "field": "missing or of the wrong type",
     "dtype": "an element type this schema does not have",
@@ -86,7 +87,9 @@ REASONS: Mapping[str, str] = {
 
 SCHEMA = "streamer.result/1"
 MAX_PAYLOAD = 64 * 2**20  # bytes; the largest honest result is a few images of a few megabytes
+MAX_ITEMS = 100_000  # in one message; a status has some hundred, and an empty map takes 72 bytes for its one
 MAX_DIMENSIONS = 8
+MAX_UNIQUE = 255  # characters of a series' unique name, which is kept and printed; a recording's is a file name
 DTYPES = {
     code: np.dtype(code) for code in ("|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8")
 }
@@ -110,7 +113,7 @@ class Results(Format):
     carries = "results"
 
     def __init__(self) -> None:
-        self._told: OrderedDict[tuple[SeriesKey, Kind], None] = OrderedDict()
+        self._told: OrderedDict[SeriesKey, Kind] = OrderedDict()
         self._lock = threading.Lock()
 
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:
@@ -141,24 +144,40 @@ class Results(Format):
         raise BadInput("results: frames are not results; analyse them first and publish with [publish.zeromq]")
 
     def _news(self, status: Status, received_ns: int) -> list[WireRecord]:
-        """The first series in a status of whose end, or of whose announcement, nobody was told yet."""
-        current = [] if status.series is None else [status.series]
-        for account in (*status.closed, *current):
-            if account.closed_by and self._is_news(account.series, "end"):
-                return [SeriesEnd(account.series, received_ns)]
-        for account in current:
-            if account.is_announced and not account.closed_by and self._is_news(account.series, "start"):
-                return [SeriesStart(account.series, images=account.announced, received_ns=received_ns)]
+        """The first series in a status of whose end, or of whose beginning, nobody was told yet.
+
+        A series may begin again under the key of one that ended: its detector was restarted.
+        """
+        current = None if status.series is None or status.series.closed_by else status.series
+        for account in (*status.closed, *filter(None, [status.series])):
+            is_over = account.closed_by and (current is None or account.series != current.series)
+            if is_over and self._is_news(account.series, "end"):
+                return [SeriesEnd(account.series, received_ns, account.announced)]
+        is_told = current is None or not (current.is_announced or current.is_counted)
+        if current is not None and not is_told and self._is_news(current.series, "start"):
+            return [_start(current, received_ns)]
         return []
 
     def _is_news(self, series: SeriesKey, kind: Kind) -> bool:
         with self._lock:
-            if (series, kind) in self._told:
+            if self._told.get(series) == kind:
                 return False
-            self._told[series, kind] = None
+            self._told[series] = kind
+            self._told.move_to_end(series)
             while len(self._told) > REMEMBERED_SERIES:
                 self._told.popitem(last=False)
             return True
+
+
+def _start(account: Account, received_ns: int) -> SeriesStart:
+    return SeriesStart(
+        account.series,
+        images=account.announced if account.is_announced else None,
+        first=account.first if account.is_counted else None,
+        step=max(1, account.step),
+        was_running=account.received > 0,
+        received_ns=received_ns,
+    )
 
 
 def topic(record: Record) -> str:
@@ -307,11 +326,20 @@ def _plain_scalar(value: object) -> Any:
 
 
 def _unpack(payload: Buffer) -> Plain:
-    """One msgpack map. Its nesting and every length in it are bounded by the bytes that are there."""
+    """One msgpack map. Its nesting and every length in it are bounded by the bytes that are there, its items by us."""
     if len(payload) > MAX_PAYLOAD:
         raise BadFrame("size", f"results: payload of {len(payload)} bytes, expected at most {MAX_PAYLOAD}")
+    allowance = _Allowance()
     try:
-        plain = msgpack.unpackb(payload, object_pairs_hook=_distinct, ext_hook=_no_extension, strict_map_key=True)
+        plain = msgpack.unpackb(
+            payload,
+            object_pairs_hook=allowance.distinct,
+            list_hook=allowance.counted,
+            ext_hook=_no_extension,
+            strict_map_key=True,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+        )
     except (ValueError, TypeError, RecursionError) as error:
         raise BadFrame("msgpack", f"results: payload is not one well-formed msgpack map: {error}") from error
     if not isinstance(plain, dict):
@@ -319,11 +347,23 @@ def _unpack(payload: Buffer) -> Plain:
     return plain
 
 
-def _distinct(pairs: list[tuple[Any, Any]]) -> Plain:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise BadFrame("msgpack", "results: a map names the same key twice")
-    return fields
+class _Allowance:
+    """Counts the items of one message while it is read."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ITEMS
+
+    def counted(self, items: list[Any]) -> list[Any]:
+        self._left -= len(items) + 1
+        if self._left < 0:
+            raise BadFrame("msgpack", f"results: more than {MAX_ITEMS} items in one message")
+        return items
+
+    def distinct(self, pairs: list[tuple[Any, Any]]) -> Plain:
+        fields = dict(self.counted(pairs))
+        if len(fields) != len(pairs):
+            raise BadFrame("msgpack", "results: a map names the same key twice")
+        return fields
 
 
 def _no_extension(code: int, data: bytes) -> NoReturn:
@@ -398,9 +438,9 @@ def _alarm(fields: _Fields) -> Alarm:
         watch=fields.text("watch"),
         began=fields.number("began"),
         series=fields.optional("series", _key),
-        number=fields.optional("number", _integer),
+        number=fields.optional("number", _natural),
         ended=fields.optional("ended", _number),
-        ended_number=fields.optional("ended_number", _integer),
+        ended_number=fields.optional("ended_number", _natural),
         acknowledged=fields.boolean("acknowledged", False),
         evidence=fields.map_of("evidence", _evidence),
     )
@@ -410,7 +450,7 @@ def _result(fields: _Fields) -> Result:
     return Result(
         analysis=fields.text("analysis"),
         series=fields.read("series", _key),
-        number=fields.integer("number"),
+        number=fields.read("number", _natural),
         quantities=fields.map_of("quantities", _quantity),
         channel=fields.text("channel", ""),
         start_s=fields.optional("start_s", _number),
@@ -440,7 +480,7 @@ def _status(fields: _Fields) -> Status:
 
 def _wire(plain: object, where: str) -> WireAccount:
     fields = _Fields(plain, where)
-    return WireAccount(**_counts(fields, WireAccount), malformed=fields.map_of("malformed", _integer))
+    return WireAccount(**_counts(fields, WireAccount), malformed=fields.map_of("malformed", _natural))
 
 
 def _account(plain: object, where: str) -> Account:
@@ -450,7 +490,7 @@ def _account(plain: object, where: str) -> Account:
 
 def _counts(fields: _Fields, record: type[WireAccount] | type[Account]) -> Plain:
     """The fields of an account that are plain numbers, words and yes or no, each of the type of its default."""
-    readers: dict[type, Callable[[Any, str], Any]] = {int: _integer, bool: _boolean, str: _text}
+    readers: dict[type, Callable[[Any, str], Any]] = {int: _natural, bool: _boolean, str: _text}
     return {
         field.name: fields.read(field.name, readers[type(field.default)], field.default)
         for field in dataclasses.fields(record)
@@ -498,7 +538,11 @@ def _array(plain: object, where: str) -> NDArray[Any]:
 def _key(plain: object, where: str) -> SeriesKey:
     if not isinstance(plain, list) or len(plain) != 2:
         raise _wrong(where, plain, "[number, unique]")
-    return SeriesKey(_integer(plain[0], where), _text(plain[1], where))
+    number, unique = _natural(plain[0], where), _text(plain[1], where)
+    if len(unique) > MAX_UNIQUE or not unique.isprintable():
+        text = f"results: {where[:80]} is {excerpt(unique)}, expected up to {MAX_UNIQUE} printable characters"
+        raise BadFrame("field", text)
+    return SeriesKey(number, unique)
 
 
 def _severity(plain: object, where: str) -> Severity:
@@ -525,6 +569,12 @@ def _integer(plain: object, where: str) -> int:
     if isinstance(plain, bool) or not isinstance(plain, int):
         raise _wrong(where, plain, "a number")
     return plain
+
+
+def _natural(plain: object, where: str) -> int:
+    if not is_natural(plain):
+        raise BadFrame("field", f"results: {where[:80]} is {excerpt(plain)}, expected a natural number")
+    return _integer(plain, where)
 
 
 def _text(plain: object, where: str) -> str:

@@ -174,6 +174,7 @@ def _misnamed() -> list[Case]:
         Case("a source that is a number", _main(source=5), "field"),
         Case("a source without a name", _main(source=""), "field"),
         Case("a source of a thousand characters", _main(source="a" * 1000), "field"),
+        Case("a source that clears the screen", _main(source="\x1b[2J"), "field"),
         Case("a source that is bytes", _main(source=b"a"), "field"),
         Case("no source", [_packed({"content": "msgpack", "metadata": _METADATA}), b"\x80"], "field"),
         Case("an unknown content", _main(content="pickle"), "type"),

@@ -69,6 +69,7 @@ def _curve(**changes: Any) -> Parts:
 
 def _malformed() -> list[Case]:
     topic, payload = results.encode(_RESULT)
+    maps = b"\xdc\x27\x10" + b"\x80" * 10_000
     head = b"\x82\xa6schema\xb1streamer.result/1\xa4kind"
     cases = [
         Case("no part", [], "parts"),
@@ -90,6 +91,8 @@ def _malformed() -> list[Case]:
         Case("text of 2^32 - 1", [topic, head + b"\xdb" + b"\xff" * 4], "msgpack"),
         Case("100,000 lists deep", [topic, head + b"\x91" * 100_000], "msgpack"),
         Case("100,000 maps deep", [topic, b"\x81\xa1a" * 100_000], "msgpack"),
+        Case("a million empty lists", [topic, head + b"\xdd\x00\x0f\x42\x40" + b"\x90" * 10**6], "msgpack"),
+        Case("a million empty maps in lists", [topic, head + b"\xdc\x00\x64" + maps * 100], "msgpack"),
         Case("a key twice", [topic, b"\x82\xa4kind\xa1a\xa4kind\xa1b"], "msgpack"),
         Case("a key that is a number", [topic, b"\x81\x05\x05"], "msgpack"),
         Case("a key that is a list", [topic, b"\x81\x90\x05"], "msgpack"),
@@ -129,6 +132,15 @@ def _misnamed() -> list[Case]:
         Case("a number that is a float", _message(number=3.5), "field"),
         Case("a number that is true", _message(number=True), "field"),
         Case("a number that is nil", _message(number=None), "field"),
+        Case("a negative number", _message(number=-7), "field"),
+        Case("a number of 64 bits", _message(number=2**64 - 1), "field"),
+        Case("a negative series", _message(series=[-7, "seven"]), "field"),
+        Case("a series of a long name", _message(series=[7, "x" * 10_000]), "field"),
+        Case("a series that clears the screen", _message(series=[7, "\x1b[2J"]), "field"),
+        Case("a negative number of images", _status(series={"series": [7, ""], "announced": -4}), "field"),
+        Case("a negative count", _status(wire={"messages": -5}), "field"),
+        Case("a negative reason", _status(wire={"malformed": {"size": -5}}), "field"),
+        Case("an alarm of a negative frame", _alarm(number=-3), "field"),
         Case("an analysis that is bytes", _message(analysis=b"saxs"), "field"),
         Case("a channel that is a number", _message(channel=1), "field"),
         Case("a time that is text", _message(wall_time="now"), "field"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zmq
+from structlog.testing import capture_logs
 
 from streamer.metrics import Metrics
 from streamer.outputs.zeromq import Zeromq
@@ -62,6 +63,15 @@ def receive(socket: zmq.Socket[bytes], say: Callable[[], None], count: int = 1) 
         while len(received) < count and socket.poll(10):
             received.append(results.decode(socket.recv_multipart()))
     return received
+
+
+@pytest.mark.parametrize(("address", "is_open"), [("tcp://127.0.0.1:0", False), ("tcp://*:0", True)])
+def test_an_address_that_others_reach_is_warned_of(address: str, is_open: bool) -> None:
+    output = Zeromq(address)
+    with capture_logs() as logs:
+        output.open(Metrics())
+    output.close()
+    assert any("anybody who reaches" in entry["event"] for entry in logs) == is_open
 
 
 def test_a_result_arrives_with_its_arrays(output: Zeromq) -> None:

@@ -14,7 +14,7 @@ from streamer.metrics import Metrics
 from streamer.pipeline.supervision import UNREADABLE_LOOKS, Supervision
 from streamer.pipeline.timing import Timing
 from streamer.queues import Queue
-from streamer.records import Alarm, SeriesKey, SeriesStart
+from streamer.records import Alarm, BadFrame, SeriesKey, SeriesStart
 
 KEY = SeriesKey(7)
 
@@ -64,13 +64,14 @@ def test_another_client_on_the_socket_is_told_with_what_to_do() -> None:
     stream.frames(range(0, 100, 2))
     alarm = stream.look()["frames_taken"]
     assert alarm.severity.name == "MAJOR"
-    assert alarm.text.startswith("1 of every 2 frames is missing: another client is attached to this PUSH socket")
+    assert alarm.text.startswith("1 of every 2 frames is missing: another client is attached to this socket")
     assert "streamer relay" in alarm.text
     assert alarm.evidence == {"period": 2, "missing": 1}
 
 
 def test_a_publisher_that_leaves_numbers_out_is_told_otherwise() -> None:
     stream = Watched(Quiet(is_exclusive=False))
+    stream.ledger.start(SeriesStart(KEY, first=0), 0.0)
     stream.frames(range(0, 200, 4))
     text = stream.look()["frames_taken"].text
     assert text.startswith("3 of every 4 frames are missing: the sender leaves them out")
@@ -115,3 +116,31 @@ def test_a_few_bad_messages_among_good_ones_are_no_alarm() -> None:
         stream.ledger.malformed("truncated", None, None, 0.0)
         stream.frames([number])
         assert "stream_unreadable" not in stream.look()
+
+
+def test_a_peer_that_hangs_up_is_told_until_a_message_comes() -> None:
+    source = Quiet(counts={"refused": 0})
+    stream = Watched(source)
+    assert "stream_unreadable" not in stream.look()
+    source.counts = {"refused": 1}
+    assert "its socket is of another type" in stream.look()["stream_unreadable"].text
+    stream.frames([1])
+    assert "stream_unreadable" not in stream.look()
+    assert "stream_unreadable" not in stream.look()
+
+
+def test_what_is_missing_among_unreadable_messages_accuses_nobody() -> None:
+    stream = Watched(Quiet())
+    stream.ledger.start(SeriesStart(KEY, images=1000), 0.0)
+    for number in range(0, 100, 2):
+        stream.frames([number])
+        stream.ledger.malformed("json", None, None, 0.0)
+    assert "frames_taken" not in stream.look()
+
+
+def test_an_error_that_names_the_right_format_is_not_replaced_by_another() -> None:
+    stream = Watched(Quiet())
+    for bad in (BadFrame("format", "this looks like bsread"), BadFrame("parts", "four parts")):
+        stream.ledger.malformed(bad.reason, None, None, 0.0)
+        stream.supervision.note_bad(bad)
+    assert stream.supervision.example == "this looks like bsread"

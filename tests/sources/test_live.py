@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -89,13 +90,41 @@ def test_messages_arrive_whole_in_order_and_with_their_kind(detector):
 
 def test_parts_are_views_that_outlive_the_socket(detector):
     live = Live(address(detector), Dectris2())
-    blob = bytes(range(256)) * 4096
-    detector.send_multipart([b"first", blob])
-    first, second = messages(live, 2)
+    first, second = Dectris2().encode(SeriesEnd(SERIES))[0], bytes(range(256)) * 4096
+    detector.send_multipart([first, second])
+    received = messages(live, 2)
     live.close()
-    assert [isinstance(part, memoryview) for part in (*first.parts, *second.parts)] == [True, True]
-    assert bytes(second.parts[0]) == blob
-    assert second.kind is None
+    assert [isinstance(part, memoryview) for message in received for part in message.parts] == [True, True]
+    assert [bytes(message.parts[0]) for message in received] == [first, second]
+    assert [message.kind for message in received] == ["end", None]
+
+
+def test_a_message_of_another_format_is_kept_in_one_piece_so_that_it_can_be_recognised(detector):
+    live = Live(address(detector), Dectris2())
+    detector.send_multipart([b'{"htype": "array-1.0"}', b"pixels"])
+    [message] = messages(live, 1)
+    assert [bytes(part) for part in message.parts] == [b'{"htype": "array-1.0"}', b"pixels"]
+    live.close()
+
+
+def test_a_detector_that_takes_the_place_of_a_peer_of_another_kind_is_heard(open_socket):
+    wrong = open_socket(zmq.PUB)
+    wrong.bind("tcp://127.0.0.1:*")
+    live = Live(where := address(wrong), Dectris2())
+    receive_until(live, lambda: live.counts["disconnected"] >= 1)
+    wrong.close(linger=0)
+    right = open_socket(zmq.PUSH)
+    bound = False
+    deadline = time.monotonic() + DEADLINE_S
+    while not bound and time.monotonic() < deadline:
+        with suppress(zmq.ZMQError):
+            right.bind(where)
+            bound = True
+    receive_until(live, lambda: right.poll(0, zmq.POLLOUT))
+    right.send(b"x")
+    assert len(messages(live, 1)) == 1
+    assert live.counts["refused"] >= 1
+    live.close()
 
 
 def test_bytes_that_are_no_message_are_received_and_refused_when_decoded(detector):

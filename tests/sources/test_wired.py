@@ -104,6 +104,10 @@ def test_a_number_that_falls_back_begins_a_new_series() -> None:
     ]
 
 
+def test_a_number_below_the_first_one_begins_a_new_series() -> None:
+    assert told(Listed(Counting(), counted(5, 6, 3, 4)))[3:] == [("start", 2, 3), ("frame", 2, 3), ("frame", 2, 4)]
+
+
 def test_an_overtaken_frame_stays_in_its_series() -> None:
     assert told(Listed(Counting(), counted(3, 5, 4, 6)))[1:] == [("frame", 1, number) for number in (3, 5, 4, 6)]
 

@@ -390,17 +390,25 @@ FRAME = Frame(counted(4, 5), SeriesKey(0, DETECTOR), TRAIN, "pulse_0")
         [FRAME, replace(FRAME, channel="pulse_1", number=5)],
         [FRAME, replace(FRAME, channel="pulse_1", image=counted(4, 6))],
         [FRAME, replace(FRAME, channel="pulse_1", image=counted(4, 5, dtype="uint16"))],
-        [replace(FRAME, channel="threshold_1")],
+        [replace(FRAME, channel="threshold_1"), replace(FRAME, channel="threshold_2")],
         [replace(FRAME, image=counted(4))],
         [replace(FRAME, image=counted(4, 5, dtype="complex64"))],
         [replace(FRAME, extra={"sample": object()})],
         [replace(FRAME, extra={"dose": 2**70})],
     ],
-    ids=["none", "twice", "a gap", "two trains", "shapes", "types", "threshold", "1-D", "complex", "object", "2^70"],
+    ids=["none", "twice", "a gap", "two trains", "shapes", "types", "thresholds", "1-D", "complex", "object", "2^70"],
 )
 def test_what_cannot_be_sent_is_the_callers_error(frames: list[Frame]) -> None:
     with pytest.raises(BadInput, match="karabo: "):
         Karabo().encode(frames)
+
+
+def test_another_detectors_only_channel_is_the_one_image_of_a_train() -> None:
+    karabo = Karabo()
+    (frame,) = karabo.decode(karabo.encode([replace(FRAME, channel="threshold_1")]))
+    assert isinstance(frame, Frame)
+    assert (frame.channel, frame.number) == ("", FRAME.number)
+    np.testing.assert_array_equal(frame.image, FRAME.image)
 
 
 def test_frames_with_pulses_do_not_fit_axes_without() -> None:

@@ -35,7 +35,7 @@ FUZZED = 5_000
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 counts = st.integers(0, 2**40)
 numbers = st.floats(allow_nan=True, allow_infinity=True)
-series_keys = st.builds(SeriesKey, st.integers(0, 2**63), words)
+series_keys = st.builds(SeriesKey, st.integers(0, 2**63 - 1), words.filter(str.isprintable))
 dtypes = st.sampled_from([*results.DTYPES, ">f8", ">u2"])
 
 
@@ -356,14 +356,29 @@ def test_a_status_is_a_start_and_an_end_once() -> None:
     assert stream.decode(status(open_series=announced), received_ns=3) == [SeriesStart(KEY, images=10, received_ns=3)]
     assert stream.decode(status(open_series=announced)) == []
     over = dataclasses.replace(announced, closed_by="end")
-    assert stream.decode(status(open_series=over), received_ns=4) == [SeriesEnd(KEY, 4)]
+    assert stream.decode(status(open_series=over), received_ns=4) == [SeriesEnd(KEY, 4, images=10)]
     assert stream.decode(status(closed=(over,))) == []
 
 
 def test_a_series_of_unknown_length_is_ended_but_not_announced() -> None:
     stream = Results()
     assert stream.decode(status(open_series=Account(KEY, announced=4))) == []
-    assert stream.decode(status(closed=(Account(KEY, announced=4, closed_by="stall"),))) == [SeriesEnd(KEY)]
+    assert stream.decode(status(closed=(Account(KEY, announced=4, closed_by="stall"),))) == [SeriesEnd(KEY, images=4)]
+
+
+def test_a_series_that_begins_again_under_its_key_is_a_start_once_more() -> None:
+    stream = Results()
+    running = Account(KEY, announced=10, is_announced=True, received=3)
+    over = dataclasses.replace(running, closed_by="end")
+    assert stream.decode(status(open_series=running)) == [SeriesStart(KEY, images=10, was_running=True)]
+    assert stream.decode(status(open_series=over)) == [SeriesEnd(KEY, images=10)]
+    assert stream.decode(status(open_series=running, closed=(over,))) == [SeriesStart(KEY, images=10, was_running=True)]
+    assert stream.decode(status(open_series=running, closed=(over,))) == []
+
+
+def test_a_running_number_keeps_its_first_one_and_its_step() -> None:
+    counted = Account(KEY, announced=4, is_counted=True, first=5000, step=4)
+    assert Results().decode(status(open_series=counted)) == [SeriesStart(KEY, first=5000, step=4)]
 
 
 def test_alarms_of_another_streamer_are_read_and_go_no_further() -> None:

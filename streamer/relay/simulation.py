@@ -1,22 +1,21 @@
-"""The messages' door: messages move, nothing is analysed.
+"""Any source to a socket, in any format: a detector for tests and rehearsals.
 
-`simulate` sends any source to any socket in any format. Frames are made and encoded ahead by a few threads of its own
-and sent in order; messages that are in the wanted format already are passed on byte for byte. `record` keeps what
-comes over the wire.
+Frames are made and encoded ahead by a few threads and sent in order; messages that are in the wanted format already
+are passed on byte for byte. Formats that only count frames have no start and no end to send.
 
 The socket that pushes holds a message until a reader takes it; the one that publishes drops what a slow reader does
-not take, as detectors do. Both wait for a first reader before the first message, so that no start is lost, and give
-what was sent LINGER_S to reach the network when they close.
+not take, as detectors do; the one that replies gives each reader that asks the next message. All wait for a first
+reader before the first message, so that no start is lost, and give what was sent LINGER_S to reach the network when
+they close.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import structlog
@@ -24,9 +23,9 @@ import zmq
 
 from streamer.records import BadConfig, BadFrame, Frame, OutputDown, SeriesEnd, SeriesStart
 from streamer.sources import Message, Source
-from streamer.sources.live import Live
+from streamer.sources.live import REQUEST, Live
 from streamer.sources.playback import Playback
-from streamer.sources.recording import Recorder, Recording
+from streamer.sources.recording import Recording
 from streamer.wire import Buffer, Format, Kind
 
 log = structlog.get_logger(__name__)
@@ -37,6 +36,11 @@ LOOK_S = 0.1
 READY_LOOK_S = 0.005
 """How late a message that was made ahead may leave while the next one is not yet due."""
 HIGH_WATER_MARK = 64
+
+SocketName = Literal["push", "pub", "rep"]
+
+_SOCKETS = {"push": zmq.PUSH, "pub": zmq.XPUB, "rep": zmq.REP}
+_COUNTERPARTS: dict[str, SocketName] = {"pull": "push", "sub": "pub", "req": "rep"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +54,12 @@ class Sent:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What was recorded. frames: image messages. nbytes: the size of the file."""
-
-    messages: int = 0
-    frames: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-
-
 def simulate(
     source: Source,
     format: Format,  # noqa: A002
     address: str,
     *,
-    socket: Literal["push", "pub"] = "push",
+    socket: SocketName | None = None,
     bind: bool = True,
     rate: float | None = None,
     wait_s: float = 60.0,
@@ -75,12 +69,15 @@ def simulate(
 ) -> Sent:
     """Send a source until its end or until stop() is true; the source is closed.
 
-    address: "tcp://127.0.0.1:31001". bind: wait there for readers, as a detector does; else connect to one.
+    address: "tcp://127.0.0.1:31001". socket: the usual one of the format's senders by default.
+    bind: wait there for readers, as a detector does; else connect to one.
     rate: frames per second instead of the source's own. wait_s: how long a message may wait for a reader to take it.
     workers: threads that make and encode frames. progress: told the number of frames sent, after each.
 
     Raises BadConfig for an address or a rate that is none, OutputDown when nobody takes a message for wait_s.
     """
+    if format.carries == "results":
+        raise BadConfig(f"simulate: {format.name} are made by an analysis; run one with [publish.zeromq]")
     if rate is not None:
         if not isinstance(source, Playback):
             raise BadConfig(f"simulate: {source.url} is live and comes at its own rate; leave out the rate")
@@ -89,9 +86,11 @@ def simulate(
     messages = frames = nbytes = 0
     encoding = _Encoding(source, format, workers)
     try:
-        with _Outlet(address, socket, bind, wait_s) as outlet:
+        with _Outlet(address, socket or _COUNTERPARTS[format.usual_socket], bind, wait_s) as outlet:
             outlet.wait_for_reader(stop)
             for kind, parts in encoding.run(stop):
+                if not parts:
+                    continue
                 if not outlet.send(parts, stop):
                     break
                 messages += 1
@@ -106,46 +105,7 @@ def simulate(
     return Sent(messages, frames, nbytes, encoding.malformed, time.monotonic() - began)
 
 
-def record(
-    source: Source,
-    path: Path | str,
-    *,
-    seconds: float | None = None,
-    messages: int | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] | None = None,
-) -> Kept:
-    """Keep the raw messages of a source in a new file until its end, a limit or stop(); the source is closed.
-
-    source: one that receives wire messages (live, or a recording). seconds, messages: where to stop.
-    Raises BadConfig when the file exists or the source has no wire messages, OutputDown when the disk is full.
-    """
-    began = time.monotonic()
-    frames = 0
-    try:
-        if not isinstance(source, Live | Recording):
-            raise BadConfig(f"record: {source.url} has no messages of a wire to keep; simulate it to a socket first")
-        with Recorder(path, source.format.name) as recorder:
-            while not stop() and (messages is None or recorder.messages < messages):
-                if seconds is not None and time.monotonic() - began >= seconds:
-                    break
-                try:
-                    message = source.receive(LOOK_S)
-                except EOFError:
-                    break
-                if message is None:
-                    continue
-                recorder.write(message.parts, message.received_ns, message.extra.get("wall_ns"))
-                if message.kind == "image":
-                    frames += 1
-                    if progress is not None:
-                        progress(frames)
-    finally:
-        source.close()
-    return Kept(recorder.messages, frames, recorder.nbytes, time.monotonic() - began)
-
-
-Parts = list[Buffer]
+Parts = Sequence[Buffer]
 
 
 class _Encoding:
@@ -192,11 +152,13 @@ class _Encoding:
 
     def _encode(self, message: Message) -> Parts:
         if self._passes_on:
-            return list(message.parts)
+            return message.parts
         records = self._source.decode(message)
         frames = [record for record in records if isinstance(record, Frame)]
         if frames:
             return self._format.encode(frames)
+        if not records:
+            return []
         control = records[0]
         if not isinstance(control, SeriesStart | SeriesEnd):
             raise BadFrame("type", f"simulate: a message of {self._source.url} holds neither frame, start nor end")
@@ -206,12 +168,13 @@ class _Encoding:
 class _Outlet:
     """A socket that sends messages to readers."""
 
-    def __init__(self, address: str, socket: Literal["push", "pub"], bind: bool, wait_s: float) -> None:
+    def __init__(self, address: str, socket: SocketName, bind: bool, wait_s: float) -> None:
         self._address = address
         self._wait_s = wait_s
-        self._is_publisher = socket == "pub"
+        self._is_asked = socket == "rep"
+        self._first_sign = zmq.POLLOUT if socket == "push" else zmq.POLLIN
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB if self._is_publisher else zmq.PUSH)
+        self._socket = self._context.socket(_SOCKETS[socket])
         for option, value in (
             (zmq.SNDHWM, HIGH_WATER_MARK),
             (zmq.IMMEDIATE, 1),
@@ -236,16 +199,28 @@ class _Outlet:
         self._context.term()
 
     def wait_for_reader(self, stop: Callable[[], bool]) -> None:
-        """Until somebody connected to a pushing socket, or subscribed to a publishing one."""
-        if self._poll(zmq.POLLIN if self._is_publisher else zmq.POLLOUT, stop):
+        """Until somebody connected to a pushing socket, subscribed to a publishing one, or asked a replying one."""
+        if self._poll(self._first_sign, stop):
             log.info("a reader is there", address=self._address)
 
     def send(self, parts: Parts, stop: Callable[[], bool]) -> bool:
         """False when it was stopped before a reader took the message."""
+        if self._is_asked and not self._hear_request(stop):
+            return False
         if not self._poll(zmq.POLLOUT, stop):
             return False
         self._socket.send_multipart(parts, copy=False)
         return True
+
+    def _hear_request(self, stop: Callable[[], bool]) -> bool:
+        """Until somebody asks for the next message; whatever else is asked gets an empty answer."""
+        while self._poll(zmq.POLLIN, stop):
+            request = self._socket.recv()
+            if request == REQUEST:
+                return True
+            log.warning("a reader asked for something else than the next message", asked=request[:20])
+            self._socket.send(b"")
+        return False
 
     def _poll(self, event: int, stop: Callable[[], bool]) -> bool:
         """True when it came, False when stopped."""

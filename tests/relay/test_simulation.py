@@ -1,11 +1,9 @@
-"""Messages on the move: from any source to a socket, and from a socket to a file."""
+"""Any source to a socket in any format."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,38 +13,10 @@ from streamer import relay
 from streamer.records import BadConfig, BadFrame, Frame, OutputDown, SeriesEnd, SeriesStart, WireRecord
 from streamer.sources.live import Live
 from streamer.sources.recording import Recorder, Recording
-from streamer.sources.simulated import Simulated
+from streamer.wire.array import Array
 from streamer.wire.dectris2 import Dectris2
-from tests.sources import playing
-
-DEADLINE_S = 20.0
-
-
-def simulated(**options) -> Simulated:
-    return Simulated(**{"detector": "128k", "rate": "max", "frames": 12, **options})
-
-
-class Sending:
-    """relay.simulate on a thread of its own."""
-
-    def __init__(self, *arguments, **options) -> None:
-        self.sent: relay.Sent | None = None
-        self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=arguments, kwargs=options)
-
-    def _run(self, *arguments, **options) -> None:
-        try:
-            self.sent = relay.simulate(*arguments, **options)
-        except (BadConfig, OutputDown) as error:
-            self.error = error
-
-    def __enter__(self) -> Sending:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
+from streamer.wire.karabo import Karabo
+from tests.relay.sending import DEADLINE_S, Sending, record_series, simulated
 
 
 def read_series(live: Live) -> list[WireRecord]:
@@ -59,14 +29,6 @@ def read_series(live: Live) -> list[WireRecord]:
             records += live.decode(message)
     live.close()
     return records
-
-
-def record_series(source: Simulated, path: Path) -> Path:
-    wire = Dectris2()
-    with Recorder(path, wire.name) as recorder:
-        for time_ns, made in enumerate(playing.records(source)):
-            recorder.write(wire.encode([made] if isinstance(made, Frame) else made), time_ns)
-    return path
 
 
 @pytest.mark.parametrize("socket", ["push", "pub"])
@@ -195,15 +157,49 @@ def test_an_address_that_is_none_or_taken_is_refused(free_port):
             relay.simulate(simulated(), Dectris2(), f"tcp://127.0.0.1:{free_port}")
 
 
-def test_recording_ends_after_its_time_and_when_told_and_at_the_end_of_a_file(tmp_path, free_port):
+def test_a_format_that_only_counts_has_no_start_and_no_end_to_send(free_port):
     address = f"tcp://127.0.0.1:{free_port}"
-    assert relay.record(Live(address, Dectris2()), tmp_path / "time.wire", seconds=0.05).messages == 0
-    assert relay.record(Live(address, Dectris2()), tmp_path / "told.wire", stop=lambda: True).messages == 0
-    path = record_series(simulated(frames=2), tmp_path / "run.wire")
-    assert relay.record(Recording(path, lambda _: Dectris2()), tmp_path / "copy.wire").frames == 2
+    reader = Live(address, Array(), socket="pull")
+    with Sending(simulated(frames=5), Array(), address, socket="push") as sending:
+        records = read_number(reader, 6)
+    assert (sending.sent.messages, sending.sent.frames) == (5, 5)
+    assert isinstance(records[0], SeriesStart)  # which the reader's source wrote itself
+    assert [record.number for record in records[1:]] == list(range(5))
 
 
-def test_only_messages_of_a_wire_can_be_recorded(tmp_path):
-    with pytest.raises(BadConfig, match="has no messages of a wire"):
-        relay.record(simulated(), tmp_path / "run.wire")
-    assert not (tmp_path / "run.wire").exists()
+def test_a_reader_that_asks_gets_the_next_message(free_port):
+    """The Karabo bridge's usual way."""
+    address = f"tcp://127.0.0.1:{free_port}"
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.REQ) as asking,
+        Sending(simulated(frames=4), Array(), address, socket="rep"),
+    ):
+        asking.linger = 0
+        asking.rcvtimeo = round(DEADLINE_S * 1000)
+        asking.connect(address)
+        asking.send(b"what is there?")
+        assert asking.recv() == b""
+        frames: list[Frame] = []
+        for _ in range(4):
+            asking.send(b"next")
+            frames += Array().decode(asking.recv_multipart())
+    assert [frame.number for frame in frames] == [0, 1, 2, 3]
+
+
+def test_nobody_asking_is_nobody_reading(free_port):
+    with Sending(simulated(), Karabo(), f"tcp://127.0.0.1:{free_port}", wait_s=0.2) as sending:
+        pass
+    assert isinstance(sending.error, OutputDown)
+
+
+def read_number(live: Live, n: int) -> list[WireRecord]:
+    """The first n records."""
+    records: list[WireRecord] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while len(records) < n and time.monotonic() < deadline:
+        message = live.receive(0.1)
+        if message is not None:
+            records += live.decode(message)
+    live.close()
+    return records
