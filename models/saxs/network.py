@@ -1,140 +1,283 @@
-"""The first SAXS network: three convolutions find features in a curve, a Bayesian head says how sure it is.
+"""The SAXS networks: three convolutions and what physics says, a Bayesian head, and what goes into the two exports.
 
-The head's weights have a Gaussian posterior (mean field, prior N(0, 1)), learned with the local reparameterisation of
-Kingma, Salimans and Welling (arXiv:1506.02557). For export the posterior is drawn from once: the draws are constants of
-the graph, which therefore has no random operator and gives the same answer to the same curve on every device.
+Every learned layer can be variational: Gaussian posterior (mean field), prior N(0, 1), local reparameterisation of
+Kingma, Salimans and Welling (arXiv:1506.02557). The *faithful* network is so in all layers, the *fast* one in its last
+two. For export the posterior is drawn from once: the draws are constants of the graph, which therefore has no random
+operator and gives the same answer to the same curve on every device.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
-from streamer.reduce.curves import CHANNELS, SIGNAL_SCALE
+from models.saxs import faults
+from models.saxs.bank import Bank, Templates
+from models.saxs.defects import CLASSES
+from models.saxs.evidence import FEATURES, Evidence
+from streamer.reduce.reference import CHANNELS
+
+CLASS_COUNT, FAULT_COUNT = len(CLASSES), len(faults.NAMES)
 
 
-class BayesianLinear(nn.Module):
-    """A fully connected layer whose weights are N(mean, σ²), σ = softplus(rho)."""
+class Layer(nn.Module):
+    """A fully connected (kernel None) or convolutional layer, of fixed weights or of weights N(mean, σ²)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int | None = None, *, is_bayesian: bool = True) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(inputs))
-        self.rho = nn.Parameter(torch.full((outputs, inputs), -5.0))
+        self.kernel, self.is_bayesian = kernel, is_bayesian
+        shape = (outputs, inputs) if kernel is None else (outputs, inputs, kernel)
+        self.mean = nn.Parameter(torch.randn(shape) * math.sqrt(2 / (inputs * (kernel or 1))))
         self.bias = nn.Parameter(torch.zeros(outputs))
+        if is_bayesian:
+            self.rho = nn.Parameter(torch.full(shape, -5.0))
 
     def sigma(self) -> Tensor:
         return nn.functional.softplus(self.rho)
 
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        if self.kernel is None:
+            return nn.functional.linear(x, weight, bias)
+        return nn.functional.conv1d(x, weight, bias, padding=self.kernel // 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        """One draw per row: the layer's output is Gaussian, so it is drawn rather than the weights."""
-        variance = nn.functional.linear(x**2, self.sigma() ** 2)
-        return nn.functional.linear(x, self.mean, self.bias) + (variance + 1e-12).sqrt() * torch.randn_like(variance)
+        """While training one draw per row: the layer's output is Gaussian, so it is drawn rather than the weights.
+        Otherwise the posterior's mean."""
+        out = self.apply(x, self.mean, self.bias)
+        if not (self.is_bayesian and self.training):
+            return out
+        variance = self.apply(x**2, self.sigma() ** 2, None)
+        return out + (variance.clamp(min=0) + 1e-12).sqrt() * torch.randn_like(variance)
 
     def divergence(self) -> Tensor:
         """KL(posterior ‖ prior N(0, 1)), in nats."""
+        if not self.is_bayesian:
+            return torch.zeros(())
         sigma = self.sigma()
         return ((sigma**2 + self.mean**2 - 1) / 2 - sigma.log()).sum()
 
     def draws(self, n: int, g: Generator) -> Tensor:
-        """(n, outputs, inputs)."""
+        """(n, *weights)."""
         noise = torch.randn((n, *self.mean.shape), generator=g)
         return (self.mean + self.sigma() * noise).detach()
 
 
-class Curvature(nn.Module):
-    """(b, 5, 256) → (b, 9, 256): adds how significantly log I is curved at four widths.
+@dataclass(frozen=True)
+class Widths:
+    """Channels of the three convolutions, units of the embedding and of the hidden layer."""
 
-    At a width of k bins, log I is averaged over k bins with weights 1/σ², and the second difference of neighbouring
-    averages is divided by its uncertainty: asinh z × 0.3, 0 where one of the three averages was not measured. Whether a
-    bend is real is a matter of σ, and dividing by it is what convolutions learn slowly; nothing here is learned.
-    """
-
-    WIDTHS = (1, 3, 9, 27)
-
-    def forward(self, x: Tensor) -> Tensor:
-        log_I, measured = x[:, 0:1], x[:, 2:3]
-        significance = torch.sinh(x[:, 1:2] / SIGNAL_SCALE).clamp(1e-2, 3e3)
-        weight = measured * (significance * math.log(10)) ** 2
-        return torch.cat((x, *(self._at(width, log_I, weight) for width in self.WIDTHS)), dim=1)
-
-    def _at(self, width: int, log_I: Tensor, weight: Tensor) -> Tensor:
-        total = _box(weight, width)
-        mean = _box(weight * log_I, width) / total.clamp(min=1e-9)
-        variance = 1 / total.clamp(min=1e-6)
-        left, middle, right = slice(None, -2 * width), slice(width, -width), slice(2 * width, None)
-        bend = mean[..., left] - 2 * mean[..., middle] + mean[..., right]
-        error = (variance[..., left] + 4 * variance[..., middle] + variance[..., right]).sqrt()
-        lowest = torch.minimum(torch.minimum(total[..., left], total[..., middle]), total[..., right])
-        z = torch.where(lowest > 1e-6, torch.asinh(bend / error), 0.0)
-        return 0.3 * nn.functional.pad(z, (width, width))
+    convolutions: tuple[int, int, int] = (24, 32, 48)
+    embedding: int = 64
+    hidden: int = 48
 
 
-def _box(x: Tensor, width: int) -> Tensor:
-    """Sum over `width` bins, an odd number."""
-    padded = nn.functional.pad(x, (width // 2, width // 2))
-    return nn.functional.avg_pool1d(padded, width, stride=1) * width
+FAST = Widths()
+FAITHFUL = Widths(convolutions=(16, 32, 32), embedding=48, hidden=32)
+KERNELS, POOLS = (9, 5, 5), (4, 4, 2)
 
 
 class Network(nn.Module):
-    """(b, 5, 256) → (b,) logit of "anomalous"."""
+    """Curves and features → logits of the classes and of the faults.
 
-    HIDDEN = 32
+    classes: which of CLASSES there are; the others' logits are −∞ in effect. is_faithful: all layers are variational.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_faithful: bool = False, classes: tuple[int, ...] = tuple(range(CLASS_COUNT))) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            Curvature(),
-            *_block(len(CHANNELS) + len(Curvature.WIDTHS), 32, kernel=9, pool=4),
-            *_block(32, 64, kernel=5, pool=4),
-            *_block(64, 64, kernel=5, pool=2),
-            nn.Flatten(),
+        widths = FAITHFUL if is_faithful else FAST
+        self.is_faithful, self.widths, self.classes = is_faithful, widths, classes
+        channels = (len(CHANNELS), *widths.convolutions)
+        self.convolutions = nn.ModuleList(
+            Layer(a, b, kernel, is_bayesian=is_faithful)
+            for a, b, kernel in zip(channels[:-1], channels[1:], KERNELS, strict=True)
         )
-        self.hidden = BayesianLinear(64 * 8, self.HIDDEN)
-        self.output = BayesianLinear(self.HIDDEN, 1)
-        with torch.no_grad():  # the reference channels are not learned yet: what they say must change nothing
-            self.trunk[1].weight[:, 3:5] = 0
+        flat = widths.convolutions[-1] * 128 // math.prod(POOLS)
+        self.embed = Layer(flat + FEATURES, widths.embedding, is_bayesian=is_faithful)
+        self.hidden = Layer(widths.embedding, widths.hidden)
+        self.output = Layer(widths.hidden, CLASS_COUNT + FAULT_COUNT)
+        self.skip = nn.Parameter(torch.tensor(1.0))
+        barred = torch.zeros(CLASS_COUNT)
+        barred[[k for k in range(CLASS_COUNT) if k not in classes]] = -30.0
+        self.register_buffer("barred", barred)
+        with torch.no_grad():
+            self.output.mean.mul_(0.1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(torch.relu(self.hidden(self.trunk(x))))[:, 0]
+    def embedding(self, x: Tensor, features: Tensor) -> Tensor:
+        for convolution, pool in zip(self.convolutions, POOLS, strict=True):
+            x = nn.functional.max_pool1d(torch.relu(convolution(x)), pool)
+        return torch.relu(self.embed(torch.cat((x.flatten(1), features), -1)))
+
+    def head(self, embedding: Tensor, features: Tensor) -> Tensor:
+        """(b, 14) logits: the physics' own log posterior is there from the start, the layers correct it."""
+        out = self.output(torch.relu(self.hidden(embedding)))
+        return self.with_physics(out, features)
+
+    def with_physics(self, out: Tensor, features: Tensor) -> Tensor:
+        classes = out[..., :CLASS_COUNT] + 4 * self.skip * features[..., :CLASS_COUNT] + self.barred
+        return torch.cat((classes, out[..., CLASS_COUNT:]), -1)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        return self.head(self.embedding(x, features), features)
 
     def divergence(self) -> Tensor:
-        return self.hidden.divergence() + self.output.divergence()
+        return sum((layer.divergence() for layer in self.modules() if isinstance(layer, Layer)), torch.zeros(()))
 
 
-def _block(inputs: int, outputs: int, *, kernel: int, pool: int) -> list[nn.Module]:
-    convolution = nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2)
-    return [convolution, nn.BatchNorm1d(outputs), nn.ReLU(), nn.MaxPool1d(pool)]
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted after training, on curves of its own.
+
+    temperature: of the class logits and of the fault logits. means, factors: (k, e) and (k, e, e) of the Gaussians of the
+    embedding, one for each class with and without a reference; factors are the inverse Cholesky factors, log_weights
+    their log shares and determinants. density_zero: typical density score, taken off. normal, known: (3 + 1, 2, knots)
+    −log10 p as a function of density, residual and reference distance, and of their fusion; see `surprise`.
+    """
+
+    temperature: tuple[float, float]
+    means: Tensor
+    factors: Tensor
+    log_weights: Tensor
+    normal: Tensor
+    known: Tensor
+
+
+def identity(embedding: int, knots: int = 24) -> Calibration:
+    """Before anything was fitted."""
+    ramp = torch.linspace(0, 6, knots)
+    return Calibration(
+        (1.0, 1.0),
+        torch.zeros(1, embedding),
+        torch.eye(embedding)[None],
+        torch.zeros(1),
+        torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
+        torch.stack((ramp, ramp))[None].repeat(3, 1, 1),
+    )
+
+
+def surprise(score: Tensor, table: Tensor) -> Tensor:
+    """−log10 p of a score: piecewise linear between the knots of table (2, knots), flat outside. (b,) → (b,)."""
+    x, y = table
+    step = ((score[:, None] - x[:-1]) / (x[1:] - x[:-1]).clamp(min=1e-9)).clamp(0, 1)
+    return y[0] + (step * (y[1:] - y[:-1])).sum(-1)
+
+
+def fuse(parts: Tensor) -> Tensor:
+    """One surprise of several, (b, n) → (b,): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
+    needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p."""
+    return torch.logsumexp(parts * math.log(10), -1) / math.log(10) - math.log10(parts.shape[-1])
 
 
 class Exported(nn.Module):
-    """What goes into model.onnx: the trunk and `draws` frozen draws of the head.
+    """What goes into model.onnx: physics, trunk, and `draws` frozen draws of the variational layers.
 
-    (b, 5, 256) → anomaly (b,): mean probability over the draws; sigma (b,): its standard deviation over the draws, the
-    uncertainty of the network about itself; entropy (b,): −Σ p ln p of the mean probability, nats, the whole
-    uncertainty. temperature: divides the logits.
+    (b, 8, 128) → classes, classes_sigma (b, 7): mean and standard deviation of the probabilities over the draws; faults,
+    faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there; total, aleatoric,
+    epistemic (b,): entropy of the mean, mean of the entropies, their difference, nats; scores (b, 3): density, residual
+    and reference distance; surprise, surprise_known (b,): −log10 of the conformal p that a normal frame, or one of
+    anything known, is as strange; embedding (b, e).
     """
 
-    def __init__(self, network: Network, *, draws: int, seed: int, temperature: float = 1.0) -> None:
+    OUTPUTS = (
+        "classes",
+        "classes_sigma",
+        "faults",
+        "faults_sigma",
+        "anomaly",
+        "anomaly_sigma",
+        "total",
+        "aleatoric",
+        "epistemic",
+        "scores",
+        "surprise",
+        "surprise_known",
+        "embedding",
+    )
+
+    def __init__(
+        self, network: Network, templates: Templates, *, draws: int, seed: int, calibration: Calibration | None = None
+    ) -> None:
         super().__init__()
         g = Generator().manual_seed(seed)
-        self.trunk = network.trunk
-        hidden = network.hidden.draws(draws, g)
-        self.register_buffer("hidden", hidden.flatten(0, 1).T.contiguous())
-        self.register_buffer("hidden_bias", network.hidden.bias.detach().clone())
-        self.register_buffer("output", network.output.draws(draws, g)[:, 0])
-        self.register_buffer("output_bias", network.output.bias.detach().clone())
-        self.draws, self.temperature = draws, temperature
+        self.evidence, self.network, self.draws = Evidence(Bank(templates)), network.eval(), draws
+        layers = (*network.convolutions, network.embed) if network.is_faithful else ()
+        self.trunk_draws = len(layers) > 0
+        for k, layer in enumerate(layers):
+            drawn = layer.draws(draws, g)
+            self.register_buffer(f"trunk_{k}", drawn.flatten(0, 1) if layer.kernel else drawn)
+        for name in ("hidden", "output"):
+            self.register_buffer(name, getattr(network, name).draws(draws, g).transpose(1, 2).contiguous())
+        self.calibrate(calibration or identity(network.widths.embedding))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """(b, draws), before they are divided by the temperature."""
-        features = (self.trunk(x) @ self.hidden).unflatten(-1, (self.draws, -1)) + self.hidden_bias
-        return (torch.relu(features) * self.output).sum(-1) + self.output_bias
+    def calibrate(self, calibration: Calibration) -> None:
+        self.temperature = calibration.temperature
+        for name in ("means", "factors", "log_weights", "normal", "known"):
+            self.register_buffer(name, getattr(calibration, name))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = torch.sigmoid(self.logits(x) / self.temperature)
-        mean = p.mean(-1)
-        sigma = (p - mean[:, None]).square().mean(-1).sqrt()
-        safe = mean.clamp(1e-7, 1 - 1e-7)
-        return mean, sigma, -safe * safe.log() - (1 - safe) * (1 - safe).log()
+    def embeddings(self, x: Tensor, features: Tensor) -> Tensor:
+        """(draws or 1, b, e)."""
+        network = self.network
+        if not self.trunk_draws:
+            return network.embedding(x, features)[None]
+        n = self.draws
+        for k, (convolution, pool) in enumerate(zip(network.convolutions, POOLS, strict=True)):
+            weight = getattr(self, f"trunk_{k}")
+            groups = 1 if k == 0 else n
+            x = nn.functional.conv1d(x, weight, convolution.bias.repeat(n), padding=convolution.kernel // 2, groups=groups)
+            x = nn.functional.max_pool1d(torch.relu(x), pool)
+        flat = x.unflatten(1, (n, -1)).flatten(2).transpose(0, 1)
+        both = torch.cat((flat, features[None].expand(n, -1, -1)), -1)
+        return torch.relu(both @ self.trunk_3.transpose(1, 2) + network.embed.bias)
+
+    def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """(draws, b, 14)."""
+        hidden = torch.relu(embeddings @ self.hidden + self.network.hidden.bias)
+        return self.network.with_physics(hidden @ self.output + self.network.output.bias, features[None])
+
+    def density(self, embedding: Tensor) -> Tensor:
+        """−ln of the Gaussians' density at an embedding, per dimension, (b,)."""
+        away = embedding[:, None, None, :] - self.means[:, None, :]
+        distance = ((away @ self.factors.transpose(1, 2))[:, :, 0] ** 2).sum(-1)
+        return -torch.logsumexp(self.log_weights - distance / 2, -1) / embedding.shape[-1]
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (draws, b, 14), embedding (b, e), scores (b, 3)."""
+        features, scores = self.evidence(x)
+        embeddings = self.embeddings(x, features)
+        embedding = embeddings.mean(0)
+        return self.logits(embeddings, features), embedding, torch.cat((self.density(embedding)[:, None], scores), -1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits, embedding, scores = self.parts(x)
+        p = torch.softmax(logits[..., :CLASS_COUNT] / self.temperature[0], -1)
+        f = torch.sigmoid(logits[..., CLASS_COUNT:] / self.temperature[1])
+        any_of_it = 1 - p[..., 0] * (1 - f).prod(-1)
+        classes, faulty, anomaly = p.mean(0), f.mean(0), any_of_it.mean(0)
+        total, aleatoric = _entropy(classes), _entropy(p).mean(0)
+        normal = torch.stack([surprise(scores[:, k], self.normal[k]) for k in range(3)], -1)
+        known = torch.stack([surprise(scores[:, k], self.known[k]) for k in range(2)], -1)
+        return (
+            classes,
+            _spread(p, classes),
+            faulty,
+            _spread(f, faulty),
+            anomaly,
+            _spread(any_of_it, anomaly),
+            total,
+            aleatoric,
+            (total - aleatoric).clamp(min=0),
+            scores,
+            surprise(fuse(normal), self.normal[3]),
+            surprise(fuse(known), self.known[2]),
+            embedding,
+        )
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-12).log()).sum(-1)
+
+
+def _spread(p: Tensor, mean: Tensor) -> Tensor:
+    return (p - mean).square().mean(0).sqrt()

@@ -1,0 +1,122 @@
+"""What physics alone says of a curve beside its reference, before anything is learned: features and novelty scores.
+
+Built of tensor operations with a form in ONNX, so that training, evaluation and the beamline use the same lines.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.saxs.bank import DEFECTS, Bank, stability_factor
+
+WIDTHS = (1, 2, 4, 8, 16)
+"""Points of the grid over which residuals are summed: what is wrong may be one point, or a slow bend."""
+OCCAM = 3.0
+"""What a defect's explanation must gain in χ²/2 before its residual counts instead of the normal one."""
+FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
+
+
+class Evidence(nn.Module):
+    """(b, 8, 128) → features (b, FEATURES) and scores (b, 2): residual and reference distance, nats, 0 if all is well.
+
+    Without a reference there is nothing to say: features are constant, scores 0.
+
+    residual: how much more structure the best explanation leaves than noise would: ln Σ exp(½ x²) over the normal scores
+    x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference, with the
+    scale and the evidence for every known defect.
+    """
+
+    def __init__(self, bank: Bank) -> None:
+        super().__init__()
+        self.bank = bank
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        known = x[:, 4]
+        count = known.sum(-1, keepdim=True)
+        has = (count > 0).to(x.dtype)
+        z = torch.sinh(x[:, 3].clamp(-9, 9)) * known
+        weight = torch.pow(10.0, -x[:, 5].clamp(-12, 12)) * known
+        measured = x[:, 2].sum(-1, keepdim=True).clamp(min=1)
+        scale = torch.sinh(x[:, 7].sum(-1, keepdim=True) / measured) * has
+        flux, kappa = stability_factor(weight, torch.pow(10.0, x[:, 6].clamp(-12, 12)) * known)
+        raw = _noise(z, known)
+        log_noise = raw.log() * torch.sigmoid((raw.log().abs() - 0.2) / 0.05)
+        noise = log_noise.exp()
+        said = self.bank(z + scale * flux, weight, flux, kappa, noise)
+        left = self._best(said.gain, said.residual)
+        plain = z / noise
+        normal_of_plain, peak_of_plain = _structure(plain, known)
+        normal_of_left, peak_of_left = _structure(left, known)
+        everything = torch.cat((torch.zeros_like(count), said.evidence), -1)
+        posterior = (everything - torch.logsumexp(everything, -1, keepdim=True)).clamp(min=-20)
+        behind = said.gain.amax(-1, keepdim=True) - said.gain
+        features = torch.cat(
+            (
+                posterior / 4,
+                torch.asinh(said.t / 3),
+                torch.log1p(behind) / 3,
+                torch.asinh(normal_of_plain) / 2,
+                torch.asinh(peak_of_plain) / 2,
+                torch.asinh(normal_of_left) / 2,
+                torch.asinh(peak_of_left) / 2,
+                torch.asinh(scale / noise) / 2,
+                kappa,
+                raw.log(),
+                count / 128,
+                measured / 128,
+                has,
+            ),
+            -1,
+        )
+        residual = _pooled(normal_of_left, peak_of_left)
+        distance = torch.cat((_terms(normal_of_plain, peak_of_plain), (scale / noise) ** 2 / 2, said.evidence), -1)
+        scores = torch.stack((residual, torch.logsumexp(distance, -1) - math.log(distance.shape[-1])), -1)
+        return torch.where(has > 0, features, torch.zeros_like(features)), scores * has
+
+    def _best(self, gain: Tensor, residual: Tensor) -> Tensor:
+        """The residual of the likeliest explanation, (b, 128); of several that are as good, their mean."""
+        share = torch.softmax(torch.cat((torch.zeros_like(gain[:, :1]), gain / 2 - OCCAM), -1), -1)
+        return (share[:, :, None] * residual).sum(1)
+
+
+def _noise(z: Tensor, known: Tensor) -> Tensor:
+    """How much neighbouring points scatter, in units of their σ, (b, 1); 1 where fewer than eight can be compared.
+
+    From √|second difference|, so that a few sharp peaks do not count as noise. E√|x| = 0.8222 for x of N(0, 1).
+    """
+    triple = known[:, :-2] * known[:, 1:-1] * known[:, 2:]
+    bend = (z[:, :-2] - 2 * z[:, 1:-1] + z[:, 2:]) / math.sqrt(6)
+    n = triple.sum(-1, keepdim=True)
+    mean = (bend.abs().clamp(min=1e-12).sqrt() * triple).sum(-1, keepdim=True) / n.clamp(min=1)
+    return torch.where(n >= 8, ((mean / 0.8222) ** 2).clamp(0.4, 4.0), torch.ones_like(mean))
+
+
+def _structure(r: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal scores of the mean squares of r summed over WIDTHS points, (b, 5), and of its greatest |r|, (b, 1).
+
+    A mean of n squares becomes a normal score by Wilson and Hilferty's cube root (PNAS 17 (1931) 684). Its σ is in
+    units of √(2/9n).
+    """
+    scores = []
+    for width in WIDTHS:
+        total = nn.functional.avg_pool1d((r * known)[:, None], width)[:, 0] * width
+        n = nn.functional.avg_pool1d(known[:, None], width)[:, 0] * width
+        is_there = (n > 0.5).to(r.dtype)
+        cells = is_there.sum(-1, keepdim=True).clamp(min=1)
+        mean = (total**2 / n.clamp(min=1) * is_there).sum(-1, keepdim=True) / cells
+        spread = 2 / (9 * cells)
+        scores.append((mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt())
+    return torch.cat(scores, -1), (r * known).abs().amax(-1, keepdim=True)
+
+
+def _terms(normal: Tensor, peak: Tensor) -> Tensor:
+    """Exponents of the pooled evidence; the peak pays for the points it was chosen from."""
+    return torch.cat((normal.clamp(min=0) ** 2 / 2, peak**2 / 2 - math.log(128)), -1).clamp(max=1e4)
+
+
+def _pooled(normal: Tensor, peak: Tensor) -> Tensor:
+    terms = _terms(normal, peak)
+    return torch.logsumexp(terms, -1) - math.log(terms.shape[-1])

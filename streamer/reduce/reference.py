@@ -1,0 +1,202 @@
+"""A curve beside the reference curve of the same sample: z-scores, the common scale, and what a network sees of both.
+
+The reference is what the sample scattered while it was known to be in order: loaded, or averaged from frames of the
+stream. Flux, exposure and thickness scale a whole curve, so the frame's scale against the reference is fitted and taken
+out first:
+
+    I = (1 + s)·I_ref + what is new,      s = Σ (I − I_ref) I_ref/v / Σ I_ref²/v,      v = f² (σ² + σ_ref²)
+
+z = (I − (1 + s)·I_ref)/√v is blind to s; how far s lies from 0, beside its own uncertainty and the stability of the
+flux, is a number of its own. f is the noise factor: the frames of the reference scatter by f times their σ.
+
+Every array may carry leading dimensions; the last is q, on the network's grid. "Not measured" is NaN in I and σ. Bins
+are independent here: a bin without a sample of the detector's own curve is not measured, never interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamer.records import BadInput
+from streamer.reduce.curves import SIGNAL_SCALE, edges, rebin
+
+__all__ = ["CHANNELS", "FLUX_STABILITY", "Comparison", "Reference", "channels", "compare", "gather", "on_grid"]
+
+Floats = NDArray[np.floating[Any]]
+
+CHANNELS = (
+    "log10 I",
+    "asinh I/σ",
+    "measured",
+    "asinh z",
+    "reference",
+    "log10 √v",
+    "log10 I_ref",
+    "asinh scale",
+)
+"""What the rows of `channels` are."""
+
+FLUX_STABILITY = 0.005
+"""Standard deviation of ln(scale) from frame to frame of a sample in order. Real synchrotron series: 0.4 %."""
+
+LEAST_RATIO = 1e-6
+"""Below this fraction of its median a curve's logarithm is cut off: what is so faint is within the noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """I ± σ, (…, m) on the network's grid, NaN where not measured.
+
+    noise: f, by how much frames scatter more than their σ says. frames: how many it was made of, 0 where unknown.
+    """
+
+    I: Floats
+    sigma: Floats
+    noise: float = 1.0
+    frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A frame against its reference.
+
+    z: (…, m), NaN where either was not measured. sigma: (…, m) √v. scale, sigma_scale: (…) s and what counting leaves
+    uncertain of it. excess: (…) s over the uncertainty that counting and the flux's stability give together.
+    """
+
+    z: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    sigma_scale: NDArray[np.float64]
+    excess: NDArray[np.float64]
+
+    @property
+    def chi2(self) -> NDArray[np.float64]:
+        """Mean z² over the bins, 1 for a frame like its reference."""
+        return np.nansum(self.z**2, axis=-1) / np.maximum(np.isfinite(self.z).sum(axis=-1) - 1, 1)
+
+
+def on_grid(
+    q: Floats, I: Floats, sigma: Floats, grid: Floats, *, weight: Floats | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`curves.rebin` without interpolation: bins of the grid that hold no sample of the curve stay NaN."""
+    I, sigma = rebin(q, I, sigma, grid, weight=weight)
+    is_empty = np.diff(np.searchsorted(q, edges(grid))) == 0
+    I[..., is_empty] = np.nan
+    sigma[..., is_empty] = np.nan
+    return I, sigma
+
+
+def compare(I: Floats, sigma: Floats, reference: Reference, stability: float = FLUX_STABILITY) -> Comparison:
+    """z-scores of I ± σ against the reference once its scale is fitted. All NaN where no bin is known in both.
+
+    stability: standard deviation of ln(scale) that is normal for this beam.
+    """
+    known = _measured(I, sigma) & _measured(reference.I, reference.sigma)
+    v = np.where(known, (np.square(sigma) + np.square(reference.sigma)) * np.square(reference.noise), np.inf)
+    I_ref = np.where(known, reference.I, 0.0)
+    d = np.where(known, I, 0.0) - I_ref
+    information = (I_ref**2 / v).sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        s = (d * I_ref / v).sum(axis=-1) / information
+        sigma_s = information**-0.5
+    root = np.sqrt(v)
+    z = (d - s[..., None] * I_ref) / root
+    return Comparison(
+        np.where(known, z, np.nan), np.where(known, root, np.nan), s, sigma_s, s / np.hypot(sigma_s, stability)
+    )
+
+
+def channels(
+    I: Floats, sigma: Floats, reference: Reference | None = None, *, stability: float = FLUX_STABILITY
+) -> NDArray[np.float32]:
+    """What the network sees: (…, 8, m) float32, rows as in `CHANNELS`.
+
+    I, sigma: (…, m) on the network's grid (see `on_grid`). reference: of the same sample and in the same unit, or None.
+
+    log10 I      log10 max(I, σ) minus its median over the measured bins
+    asinh I/σ    the significance with its sign, × 0.2
+    measured     1 where the curve was measured; elsewhere every other row is 0
+    asinh z      see `compare`; 0 without a reference
+    reference    1 where z is known
+    log10 √v     minus the same median; log10 σ without a reference
+    log10 I_ref  minus the same median; 0 without a reference
+    asinh scale  `Comparison.excess`, the same in every bin
+
+    Pure numbers: nothing changes when curve and reference are multiplied by one factor. A curve without a photon in any
+    bin has nothing to be judged by and is NaN throughout, which `infer` flags.
+    """
+    measured = _measured(I, sigma)
+    I = np.where(measured, I, 0.0)
+    sigma = np.where(measured, sigma, 1.0)
+    logs = np.log10(np.maximum(I, sigma))
+    zero = _median(logs, measured)[..., None]
+    rows = np.zeros((*I.shape[:-1], len(CHANNELS), I.shape[-1]))
+    rows[..., 0, :] = np.where(measured, logs - zero, 0.0)
+    rows[..., 1, :] = SIGNAL_SCALE * np.arcsinh(I / sigma)
+    rows[..., 2, :] = measured
+    rows[..., 5, :] = np.where(measured, np.log10(sigma) - zero, 0.0)
+    if reference is not None:
+        beside = compare(np.where(measured, I, np.nan), sigma, reference, stability)
+        known = np.isfinite(beside.z)
+        rows[..., 3, :] = np.where(known, np.arcsinh(beside.z), 0.0)
+        rows[..., 4, :] = known
+        rows[..., 5, :] = np.where(known, np.log10(np.where(known, beside.sigma, 1.0)) - zero, rows[..., 5, :])
+        floor = LEAST_RATIO * 10**zero
+        rows[..., 6, :] = np.where(known, np.log10(np.maximum(np.where(known, reference.I, 1.0), floor)) - zero, 0.0)
+        rows[..., 7, :] = np.where(known.any(axis=-1), np.arcsinh(beside.excess), 0.0)[..., None] * measured
+    rows[~np.any(I > 0, axis=-1)] = np.nan
+    return rows.astype(np.float32)
+
+
+def gather(curves: Iterable[tuple[Floats, Floats]], *, noise: float | None = None) -> Reference:
+    """One reference from several frames I ± σ, (m,), of one undisturbed sample.
+
+    Frames are brought to the scale of the first, then averaged with equal weights: σ² is estimated from the same counts
+    as I. noise: f where it is known; else it is measured from the scatter of the frames about their mean, if there are
+    two or more. Raises BadInput without a frame, or where no bin was measured in all of them.
+    """
+    frames = list(curves)
+    if not frames:
+        raise BadInput("reference: found no frame, expected at least one of the undisturbed sample")
+    I, sigma = (np.stack([np.asarray(frame[k], dtype=np.float64) for frame in frames]) for k in (0, 1))
+    known = _measured(I, sigma).all(axis=0)
+    if not known.any():
+        raise BadInput(f"reference: no bin is measured in all {len(frames)} frames; give frames of one geometry")
+    scale = 1 + np.nan_to_num(compare(I, sigma, Reference(I[0], sigma[0])).scale)
+    I, sigma = I / scale[:, None], sigma / scale[:, None]
+    n = len(frames)
+    mean = np.where(known, I.mean(axis=0), np.nan)
+    error = np.where(known, np.sqrt((sigma**2).sum(axis=0)) / n, np.nan)
+    if noise is None:
+        noise = _noise(I[:, known] - mean[known], sigma[:, known]) if n > 1 else 1.0
+    return Reference(mean, error, noise, n)
+
+
+def _noise(residual: Floats, sigma: Floats) -> float:
+    """f from residuals about the mean of n frames, (n, m); 1 where they are too few to say otherwise."""
+    n, m = residual.shape
+    freedom = (n - 1) * (m - 1)
+    if freedom < 1:
+        return 1.0
+    f = float(np.sqrt((residual**2 / sigma**2).sum() / freedom))
+    is_one = abs(np.log(max(f, 1e-3))) < 3 / np.sqrt(2 * freedom)  # three standard errors of ln f
+    return 1.0 if is_one else f
+
+
+def _measured(I: Floats, sigma: Floats) -> NDArray[np.bool_]:
+    measured: NDArray[np.bool_] = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
+    return measured
+
+
+def _median(values: Floats, measured: NDArray[np.bool_]) -> Floats:
+    """Median over the last axis of the measured values (the lower one of two); 0 where none was measured."""
+    ordered = np.sort(np.where(measured, values, np.inf), axis=-1)
+    middle = (np.maximum(measured.sum(axis=-1), 1) - 1) // 2
+    median: Floats = np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
+    return np.where(np.isfinite(median), median, 0.0)
