@@ -15,6 +15,7 @@ Nothing here is learned. The flux is known to τ only, so the direction of the s
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ SIZES = {
 }
 """Templates per kind in the network: enough that the nearest one, with its tangents, misses less than 2 % of any curve."""
 DEFECTS = len(CLASSES) - 1
+OCCAM = 3.0
+"""What a defect's explanation must gain in χ²/2 before its residual counts instead of the normal one."""
 STEP = 0.02
 """Of the finite differences, in the unit cube."""
 TRUST = 0.15
@@ -76,21 +79,12 @@ class Templates:
     log_prior: Tensor
 
     @classmethod
-    def make(cls, instrument: Instrument, sizes: dict[str, int], density: float = 1.0) -> Templates:
-        rows = []
-        for k, kind in enumerate(KINDS):
-            n = math.ceil(sizes[kind.name] * density)
-            u = places(k, n)
-            I = instrument.at_grid(kind(Q, u))
-            top = I.amax(-1, keepdim=True).clamp(min=1e-30)
-            tangents = torch.zeros(n, MOST_PARAMETERS, len(GRID))
-            for p in range(len(kind.parameters)):
-                h = STEP * torch.nn.functional.one_hot(torch.tensor(p), MOST_PARAMETERS)
-                tangents[:, p] = instrument.at_grid(kind(Q, u + h) - kind(Q, u - h)) / (2 * STEP) / top
-            rows.append(
-                (I / top, tangents, torch.full((n,), k), torch.full((n,), kind.label), u, torch.full((n,), math.log(kind.share / n)))
-            )
-        return cls(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    def make(cls, instrument: Instrument, density: float = 1.0) -> Templates:
+        """The bank as an instrument sees it. density: templates over those in SIZES."""
+        raw = unsmeared(density)
+        I, tangents = instrument.at_grid(raw.curves), instrument.at_grid(raw.tangents)
+        top = I.amax(-1, keepdim=True).clamp(min=1e-30)
+        return cls(I / top, tangents / top[..., None], raw.kind, raw.label, raw.u, raw.log_prior)
 
     def without(self, label: int | None) -> Templates:
         """The bank of somebody who never heard of a class."""
@@ -98,15 +92,32 @@ class Templates:
         return Templates(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
+@functools.cache
+def unsmeared(density: float) -> Templates:
+    """Curves and tangents on Q, (K, len(Q)) and (K, MOST_PARAMETERS, len(Q)), cm⁻¹."""
+    rows = []
+    for k, kind in enumerate(KINDS):
+        n = math.ceil(SIZES[kind.name] * density)
+        u = places(k, n)
+        tangents = torch.zeros(n, MOST_PARAMETERS, len(Q))
+        for p in range(len(kind.parameters)):
+            h = STEP * torch.nn.functional.one_hot(torch.tensor(p), MOST_PARAMETERS)
+            tangents[:, p] = (kind(Q, u + h) - kind(Q, u - h)) / (2 * STEP)
+        label, share = torch.full((n,), kind.label), torch.full((n,), math.log(kind.share / n))
+        rows.append((kind(Q, u), tangents, torch.full((n,), k), label, u, share))
+    return Templates(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
 @dataclass(frozen=True)
 class Explained:
     """What the bank makes of curves. t: (b, 6) of the best template of each class. evidence, gain: (b, 6). residual:
-    (b, 7, 128) whitened; the first is that of a normal curve."""
+    (b, 7, 128) whitened; the first is that of a normal curve. noise: (b, 1) f, by which everything was divided."""
 
     t: Tensor
     evidence: Tensor
     gain: Tensor
     residual: Tensor
+    noise: Tensor
 
 
 class Bank(nn.Module):
@@ -121,32 +132,38 @@ class Bank(nn.Module):
         counts = [int((templates.label == c).sum()) for c in range(1, len(CLASSES))]
         self.slices = [slice(sum(counts[:c]), sum(counts[: c + 1])) for c in range(DEFECTS)]
 
-    def forward(self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, noise: Tensor) -> Explained:
+    def forward(self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, noise: Tensor | None = None) -> Explained:
         """z: (b, 128) whitened, the scale's excess along flux included. weight: (b, 128) 1/√v, 0 where not known.
-        flux: (b, 128) û. kappa, noise: (b, 1). Of any common factor in weight nothing depends."""
+        flux: (b, 128) û. kappa: (b, 1). noise: (b, 1) f, by which all are divided; None measures it from what the
+        likeliest explanation leaves. On a common factor in weight nothing depends."""
         along = (weight * flux) @ self.curves.T
         down = (1 - kappa) * (z * flux).sum(-1, keepdim=True)
         norm2 = (weight**2) @ (self.curves**2).T - (1 - kappa**2) * along**2
-        t = ((weight * z) @ self.curves.T - down * along) / norm2.clamp(min=1e-20).sqrt() / noise
-        evidence, best, index = [], [], []
+        t = ((weight * z) @ self.curves.T - down * along) / norm2.clamp(min=1e-20).sqrt()
+        best, index = [], []
         for part in self.slices:
             if part.start == part.stop:
-                evidence.append(torch.full_like(t[:, 0], -20.0))
                 best.append(torch.zeros_like(t[:, 0]))
                 index.append(torch.zeros_like(t[:, 0], dtype=torch.int64))
                 continue
-            inside = t[:, part]
-            evidence.append(torch.logsumexp(log_marginal(inside) + self.log_prior[part], -1))
-            top, where = inside.max(-1)
+            top, where = t[:, part].max(-1)
             best.append(top)
             index.append(where + part.start)
-        chosen, t_best = torch.stack(index, 1), torch.stack(best, 1)
-        gain, residual = self._refined(z, weight, flux, kappa, noise, chosen, t_best)
-        refined = torch.stack(evidence, 1) + (gain - t_best.clamp(min=0) ** 2).clamp(min=0) / 2
-        return Explained(t_best, refined, gain, torch.cat(((z / noise)[:, None], residual), 1))
+        t_best = torch.stack(best, 1)
+        gain, residual = self._refined(z, weight, flux, kappa, torch.stack(index, 1), t_best)
+        noise = scatter(likeliest(gain, torch.cat((z[:, None], residual), 1)), (weight > 0).to(z.dtype)) if noise is None else noise
+        t, t_best, gain = t / noise, t_best / noise, gain / noise**2
+        evidence = torch.stack([self._evidence(t, part) for part in self.slices], 1)
+        refined = evidence + (gain - t_best.clamp(min=0) ** 2).clamp(min=0) / 2
+        return Explained(t_best, refined, gain, torch.cat((z[:, None], residual), 1) / noise[:, None], noise)
+
+    def _evidence(self, t: Tensor, part: slice) -> Tensor:
+        if part.start == part.stop:
+            return torch.full_like(t[:, 0], -20.0)
+        return torch.logsumexp(log_marginal(t[:, part]) + self.log_prior[part], -1)
 
     def _refined(
-        self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, noise: Tensor, chosen: Tensor, t: Tensor
+        self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, chosen: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:
         """gain (b, 6) and residual (b, 6, 128) of the best template and its tangents, held back beyond TRUST."""
         columns = torch.cat((self.curves[chosen][:, :, None], self.tangents[chosen].float()), 2)
@@ -155,7 +172,7 @@ class Bank(nn.Module):
         A = A - (1 - kappa)[..., None, None] * (A * f).sum(-1, keepdim=True) * f
         length = (A**2).sum(-1).clamp(min=1e-20).sqrt()
         A = A / length[..., None]
-        y = (z / noise)[:, None, :, None]
+        y = z[:, None, :, None]
         right = (A @ y)[..., 0]
         trust = TRUST * t.clamp(min=1.0)[..., None] * length[..., 1:] / length[..., :1]
         ridge = torch.cat((torch.full_like(length[..., :1], 1e-4), 1e-4 + 1 / trust.clamp(min=1e-3) ** 2), -1)
@@ -164,6 +181,27 @@ class Bank(nn.Module):
         residual = y[..., 0] - (found[..., None, :] @ A)[..., 0, :]
         gain = (y[..., 0] ** 2).sum(-1) - (residual**2).sum(-1)
         return gain.clamp(min=0), residual
+
+
+def likeliest(gain: Tensor, residual: Tensor) -> Tensor:
+    """What the likeliest explanation leaves, (b, 128); of several that are as good, their mean. gain: (b, 6), residual:
+    (b, 7, 128), both in units of the same σ."""
+    share = torch.softmax(torch.cat((torch.zeros_like(gain[:, :1]), gain / 2 - OCCAM), -1), -1)
+    return (share[:, :, None] * residual).sum(1)
+
+
+def scatter(z: Tensor, known: Tensor) -> Tensor:
+    """f, how much neighbouring points scatter in units of their σ, (b, 1); 1 where it is not plainly another.
+
+    From √|second difference|, so that a few sharp peaks do not count as noise. E√|x| = 0.8222 for x of N(0, 1). Fewer
+    than eight comparable points tell nothing; a deviation of less than a fifth is chance as likely as not.
+    """
+    triple = known[:, :-2] * known[:, 1:-1] * known[:, 2:]
+    bend = (z[:, :-2] - 2 * z[:, 1:-1] + z[:, 2:]) / math.sqrt(6)
+    n = triple.sum(-1, keepdim=True)
+    mean = (bend.abs().clamp(min=1e-12).sqrt() * triple).sum(-1, keepdim=True) / n.clamp(min=1)
+    raw = torch.where(n >= 8, ((mean / 0.8222) ** 2).clamp(0.4, 4.0), torch.ones_like(mean)).log()
+    return (raw * torch.sigmoid((raw.abs() - 0.2) / 0.05)).exp()
 
 
 def log_marginal(t: Tensor) -> Tensor:

@@ -10,12 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.saxs.bank import DEFECTS, Bank, stability_factor
+from models.saxs.bank import DEFECTS, Bank, likeliest, stability_factor
 
 WIDTHS = (1, 2, 4, 8, 16)
 """Points of the grid over which residuals are summed: what is wrong may be one point, or a slow bend."""
-OCCAM = 3.0
-"""What a defect's explanation must gain in χ²/2 before its residual counts instead of the normal one."""
 FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
 
 
@@ -42,11 +40,9 @@ class Evidence(nn.Module):
         measured = x[:, 2].sum(-1, keepdim=True).clamp(min=1)
         scale = torch.sinh(x[:, 7].sum(-1, keepdim=True) / measured) * has
         flux, kappa = stability_factor(weight, torch.pow(10.0, x[:, 6].clamp(-12, 12)) * known)
-        raw = _noise(z, known)
-        log_noise = raw.log() * torch.sigmoid((raw.log().abs() - 0.2) / 0.05)
-        noise = log_noise.exp()
-        said = self.bank(z + scale * flux, weight, flux, kappa, noise)
-        left = self._best(said.gain, said.residual)
+        said = self.bank(z + scale * flux, weight, flux, kappa)
+        noise = said.noise
+        left = likeliest(said.gain, said.residual)
         plain = z / noise
         normal_of_plain, peak_of_plain = _structure(plain, known)
         normal_of_left, peak_of_left = _structure(left, known)
@@ -64,7 +60,7 @@ class Evidence(nn.Module):
                 torch.asinh(peak_of_left) / 2,
                 torch.asinh(scale / noise) / 2,
                 kappa,
-                raw.log(),
+                noise.log(),
                 count / 128,
                 measured / 128,
                 has,
@@ -75,23 +71,6 @@ class Evidence(nn.Module):
         distance = torch.cat((_terms(normal_of_plain, peak_of_plain), (scale / noise) ** 2 / 2, said.evidence), -1)
         scores = torch.stack((residual, torch.logsumexp(distance, -1) - math.log(distance.shape[-1])), -1)
         return torch.where(has > 0, features, torch.zeros_like(features)), scores * has
-
-    def _best(self, gain: Tensor, residual: Tensor) -> Tensor:
-        """The residual of the likeliest explanation, (b, 128); of several that are as good, their mean."""
-        share = torch.softmax(torch.cat((torch.zeros_like(gain[:, :1]), gain / 2 - OCCAM), -1), -1)
-        return (share[:, :, None] * residual).sum(1)
-
-
-def _noise(z: Tensor, known: Tensor) -> Tensor:
-    """How much neighbouring points scatter, in units of their σ, (b, 1); 1 where fewer than eight can be compared.
-
-    From √|second difference|, so that a few sharp peaks do not count as noise. E√|x| = 0.8222 for x of N(0, 1).
-    """
-    triple = known[:, :-2] * known[:, 1:-1] * known[:, 2:]
-    bend = (z[:, :-2] - 2 * z[:, 1:-1] + z[:, 2:]) / math.sqrt(6)
-    n = triple.sum(-1, keepdim=True)
-    mean = (bend.abs().clamp(min=1e-12).sqrt() * triple).sum(-1, keepdim=True) / n.clamp(min=1)
-    return torch.where(n >= 8, ((mean / 0.8222) ** 2).clamp(0.4, 4.0), torch.ones_like(mean))
 
 
 def _structure(r: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from models import training
-from models.saxs.bank import SIZES, Bank, Templates, typical
+from models.saxs.bank import Bank, Templates, typical
 from models.saxs.evidence import Evidence
 from models.saxs.samples import Spheroids
 from models.saxs.simulate import Curves, Mix, join, simulate
@@ -57,7 +57,7 @@ class Shard:
 
 
 def evidence(without: int | None = None) -> Evidence:
-    return Evidence(Bank(Templates.make(typical(), SIZES).without(without))).eval()
+    return Evidence(Bank(Templates.make(typical()).without(without))).eval()
 
 
 def make(seed: int, mix: Mix | None = None, *, instruments: int = INSTRUMENTS, per_instrument: int = PER_INSTRUMENT) -> Curves:

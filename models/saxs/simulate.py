@@ -10,8 +10,8 @@ a change of scale explains: the flux is stable to τ only, and a defect that mer
 anyone can see. `distance` has D_min, the distance to the nearest curve of any other class.
 
 Strengths are drawn so that D is log-uniform: concentration follows from what the exposure lets one see, and a curve is
-labelled with its defect however faint, so that probabilities mean what they say. A defect is at most 30 times as bright
-as the sample; then it would be a sample of its own.
+labelled with its defect however faint, so that probabilities mean what they say. A defect scatters at most three
+times the photons of the sample; beyond, it would be a sample of its own.
 
 Everything is drawn from one generator: the same seed makes the same curves.
 """
@@ -31,11 +31,11 @@ from streamer.reduce.reference import FLUX_STABILITY, Reference, channels
 
 __all__ = ["D_RANGE", "GRID", "Curves", "Mix", "Scene", "join", "simulate"]
 
-D_RANGE = (0.5, 300.0)
+D_RANGE = (0.5, 1000.0)
 PHOTONS = (3e3, 1e8)
 REFERENCE_RATIO = (1.0, 200.0)
 """Exposure of the reference over that of a frame."""
-BRIGHTEST = 30.0
+BRIGHTEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Scene:
 
     def scaled_to(self, unit: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
         """The factor that brings ΔI = unit (b, 128) to a detectability D (b,), and the D reached: less where the defect
-        would be more than BRIGHTEST times the sample."""
-        most = BRIGHTEST * self.truth.amax(-1) / unit.abs().amax(-1).clamp(min=1e-30)
+        would scatter more than BRIGHTEST times the photons of the sample."""
+        most = BRIGHTEST * (self.truth * self.norm).sum(-1) / (unit * self.norm).sum(-1).clamp(min=1e-30)
         strength = torch.zeros_like(D)
         for _ in range(4):  # σ grows with the defect
             variance = self.variance(self.truth + strength[:, None] * unit)

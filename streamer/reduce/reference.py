@@ -4,10 +4,11 @@ The reference is what the sample scattered while it was known to be in order: lo
 stream. Flux, exposure and thickness scale a whole curve, so the frame's scale against the reference is fitted and taken
 out first:
 
-    I = (1 + s)·I_ref + what is new,      s = Σ (I − I_ref) I_ref/v / Σ I_ref²/v,      v = f² (σ² + σ_ref²)
+    I = (1 + s)·I_ref + what is new,      s = Σ (I − I_ref) I_ref/v / Σ I_ref²/v,      v = f² (σ² + σ_ref²) + (ε I_ref)²
 
 z = (I − (1 + s)·I_ref)/√v is blind to s; how far s lies from 0, beside its own uncertainty and the stability of the
-flux, is a number of its own. f is the noise factor: the frames of the reference scatter by f times their σ.
+flux, is a number of its own. f is the noise factor: the frames of the reference scatter by f times their σ. ε is what
+flat field, spline and monitor leave behind from frame to frame, which no counting statistics knows.
 
 Every array may carry leading dimensions; the last is q, on the network's grid. "Not measured" is NaN in I and σ. Bins
 are independent here: a bin without a sample of the detector's own curve is not measured, never interpolated.
@@ -43,6 +44,9 @@ CHANNELS = (
 
 FLUX_STABILITY = 0.005
 """Standard deviation of ln(scale) from frame to frame of a sample in order. Real synchrotron series: 0.4 %."""
+
+SYSTEMATIC = 0.003
+"""ε, relative, per point of the grid."""
 
 LEAST_RATIO = 1e-6
 """Below this fraction of its median a curve's logarithm is cut off: what is so faint is within the noise."""
@@ -98,8 +102,9 @@ def compare(I: Floats, sigma: Floats, reference: Reference, stability: float = F
     stability: standard deviation of ln(scale) that is normal for this beam.
     """
     known = _measured(I, sigma) & _measured(reference.I, reference.sigma)
-    v = np.where(known, (np.square(sigma) + np.square(reference.sigma)) * np.square(reference.noise), np.inf)
     I_ref = np.where(known, reference.I, 0.0)
+    counted = (np.square(sigma) + np.square(reference.sigma)) * np.square(reference.noise)
+    v = np.where(known, counted + np.square(SYSTEMATIC * I_ref), np.inf)
     d = np.where(known, I, 0.0) - I_ref
     information = (I_ref**2 / v).sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
