@@ -76,7 +76,7 @@ class Instrument:
         is_honest = bool(uniform(0, 1, (), g) < 0.7)
         reads = bool(uniform(0, 1, (), g) < 0.15)
         return cls(
-            *_onto_grid(q, pixels, _resolution(*resolution)),
+            *onto_grid(q, pixels, smearing(*resolution)),
             sigma_scale=float(torch.exp(0.05 * torch.randn((), generator=g))) if is_honest else float(log_uniform(0.6, 2, (), g)),
             systematic=float(log_uniform(1e-3, 6e-3, (), g)),
             read_noise=float(uniform(0.05, 0.2, (), g)) if reads else 0.0,
@@ -84,7 +84,7 @@ class Instrument:
         )
 
 
-def _onto_grid(q: Tensor, pixels: Tensor, smear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def onto_grid(q: Tensor, pixels: Tensor, smear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Response, pixels and bins of the points of the grid, for bins at q with their numbers of pixels."""
     point = torch.from_numpy(np.searchsorted(edges(GRID), q.numpy(), side="right")) - 1
     is_used = (point >= 0) & (point < len(GRID)) & (pixels > 0)
@@ -110,7 +110,7 @@ def _gaps(q: Tensor, g: Generator) -> Tensor:
     return is_gap
 
 
-def _resolution(relative: float, absolute: float) -> Tensor:
+def smearing(relative: float, absolute: float) -> Tensor:
     """The matrix of a Gaussian resolution with standard deviation √((relative·q)² + absolute²)."""
     width = torch.sqrt(relative**2 + (absolute / Q) ** 2).clamp(min=1e-4)
     W = torch.exp(-(((Q / Q[:, None]).log() / width[:, None]) ** 2) / 2) * Q

@@ -18,7 +18,9 @@ Everything is drawn from one generator: the same seed makes the same curves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -117,20 +119,20 @@ class Scene:
     g: Generator
 
     @classmethod
-    def draw(cls, n: int, spheroids: Spheroids, instrument: Instrument, g: Generator) -> Scene:
+    def draw(cls, n: int, spheroids: Spheroids, instrument: Instrument, g: Generator, **more: Any) -> Self:
         sample = Sample.draw(n, g)
         truth = instrument.at_grid(sample.curve(spheroids))
         exposure = log_uniform(*PHOTONS, (n, 1), g)
         norm = instrument.pixels * exposure / (truth @ instrument.pixels)[:, None]
-        return cls(sample, spheroids, instrument, truth, norm, log_uniform(*REFERENCE_RATIO, (n, 1), g), g)
+        ratio = log_uniform(*REFERENCE_RATIO, (n, 1), g)
+        return cls(sample, spheroids, instrument, truth, norm, ratio, g, **more)
 
     def __len__(self) -> int:
         return len(self.truth)
 
     def __getitem__(self, rows: Tensor) -> Scene:
-        return Scene(
-            self.sample[rows], self.spheroids, self.instrument, self.truth[rows], self.norm[rows], self.ratio[rows], self.g
-        )
+        own = {name: getattr(self, name)[rows] for name in ("sample", "truth", "norm", "ratio")}
+        return replace(self, **own)
 
     def variance(self, I: Tensor) -> Tensor:
         """True variance of I − I_ref for a frame whose mean is I, (b, 128); infinite where nothing is measured."""
@@ -184,10 +186,18 @@ def detectability(delta: Tensor, I: Tensor, variance: Tensor, stability: float =
     return ((delta**2 * weight).sum(-1) - along).clamp(min=0).sqrt().float()
 
 
-def simulate(n: int, spheroids: Spheroids, g: Generator, mix: Mix | None = None, *, instrument: Instrument | None = None) -> Curves:
-    """n curves of one instrument, a random one by default."""
+def simulate(
+    n: int,
+    spheroids: Spheroids,
+    g: Generator,
+    mix: Mix | None = None,
+    *,
+    instrument: Instrument | None = None,
+    scene: Scene | None = None,
+) -> Curves:
+    """n curves of one instrument, a random one by default, or of a scene."""
     mix = mix or Mix()
-    scene = Scene.draw(n, spheroids, instrument or Instrument.draw(g), g)
+    scene = scene or Scene.draw(n, spheroids, instrument or Instrument.draw(g), g)
     is_faulty = uniform(0, 1, (n,), g) < mix.faulty
     label = torch.multinomial(torch.tensor(mix.classes), n, replacement=True, generator=g)
     label = torch.where(is_faulty & (uniform(0, 1, (n,), g) < 0.8), 0, label)
