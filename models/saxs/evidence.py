@@ -14,13 +14,17 @@ from models.saxs.bank import DEFECTS, Bank, likeliest, stability_factor
 
 WIDTHS = (1, 2, 4, 8, 16)
 """Points of the grid over which residuals are summed: what is wrong may be one point, or a slow bend."""
+BANDS = 4
+SCORES = 2 + BANDS + 1
 FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
 
 
 class Evidence(nn.Module):
-    """(b, 8, 128) → features (b, FEATURES) and scores (b, 2): residual and reference distance, nats, 0 if all is well.
+    """(b, 8, 128) → features (b, FEATURES) and scores (b, SCORES): residual and reference distance in nats, about 0 if
+    all is well; what is new in each of the BANDS, in standard uncertainties; and the detectability, √ of the χ² that the
+    best defect explains.
 
-    Without a reference there is nothing to say: features are constant, scores 0.
+    Without a reference there is nothing to say: features and scores are 0.
 
     residual: how much more structure the best explanation leaves than noise would: ln Σ exp(½ x²) over the normal scores
     x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference, with the
@@ -69,7 +73,9 @@ class Evidence(nn.Module):
         )
         residual = _pooled(normal_of_left, peak_of_left)
         distance = torch.cat((_terms(normal_of_plain, peak_of_plain), (scale / noise) ** 2 / 2, said.evidence), -1)
-        scores = torch.stack((residual, torch.logsumexp(distance, -1) - math.log(distance.shape[-1])), -1)
+        pooled = torch.logsumexp(distance, -1) - math.log(distance.shape[-1])
+        D = said.gain.amax(-1).sqrt()
+        scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), D[:, None]), -1)
         return torch.where(has > 0, features, torch.zeros_like(features)), scores * has
 
 
@@ -89,6 +95,12 @@ def _structure(r: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         spread = 2 / (9 * cells)
         scores.append((mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt())
     return torch.cat(scores, -1), (r * known).abs().amax(-1, keepdim=True)
+
+
+def _bands(r: Tensor, known: Tensor) -> Tensor:
+    """Σ r / √n over the measured points of each of BANDS equal parts of the grid, (b, BANDS)."""
+    n = known.unflatten(-1, (BANDS, -1)).sum(-1)
+    return (r * known).unflatten(-1, (BANDS, -1)).sum(-1) / n.clamp(min=1).sqrt()
 
 
 def _terms(normal: Tensor, peak: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from models.saxs import faults
 from models.saxs.bank import Bank, Templates
 from models.saxs.defects import CLASSES
-from models.saxs.evidence import FEATURES, Evidence
+from models.saxs.evidence import BANDS, FEATURES, Evidence
 from streamer.reduce.reference import CHANNELS
 
 CLASS_COUNT, FAULT_COUNT = len(CLASSES), len(faults.NAMES)
@@ -141,19 +141,26 @@ class Calibration:
     factors: Tensor
     log_weights: Tensor
     normal: Tensor
+    alone: Tensor
     known: Tensor
+    bands: Tensor
 
 
-def identity(embedding: int, knots: int = 24) -> Calibration:
+KNOTS = 24
+
+
+def identity(embedding: int) -> Calibration:
     """Before anything was fitted."""
-    ramp = torch.linspace(0, 6, knots)
+    ramp = torch.linspace(0, 6, KNOTS)
     return Calibration(
         (1.0, 1.0),
         torch.zeros(1, embedding),
         torch.eye(embedding)[None],
         torch.zeros(1),
         torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
+        torch.stack((ramp, ramp)),
         torch.stack((ramp, ramp))[None].repeat(3, 1, 1),
+        torch.stack((ramp, ramp))[None].repeat(BANDS, 1, 1),
     )
 
 
@@ -176,7 +183,8 @@ class Exported(nn.Module):
     (b, 8, 128) → classes, classes_sigma (b, 7): mean and standard deviation of the probabilities over the draws; faults,
     faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there; total, aleatoric,
     epistemic (b,): entropy of the mean, mean of the entropies, their difference, nats; scores (b, 3): density, residual
-    and reference distance; surprise, surprise_known (b,): −log10 of the conformal p that a normal frame, or one of
+    and reference distance; bands (b, 4): what is new there, as standard normal scores; detectability (b,); surprise,
+    surprise_known (b,): −log10 of the conformal p that a normal frame, or one of
     anything known, is as strange; embedding (b, e).
     """
 
@@ -191,6 +199,8 @@ class Exported(nn.Module):
         "aleatoric",
         "epistemic",
         "scores",
+        "bands",
+        "detectability",
         "surprise",
         "surprise_known",
         "embedding",
@@ -213,7 +223,7 @@ class Exported(nn.Module):
 
     def calibrate(self, calibration: Calibration) -> None:
         self.temperature = calibration.temperature
-        for name in ("means", "factors", "log_weights", "normal", "known"):
+        for name in ("means", "factors", "log_weights", "normal", "alone", "known", "bands"):
             self.register_buffer(name, getattr(calibration, name))
 
     def embeddings(self, x: Tensor, features: Tensor) -> Tensor:
@@ -238,12 +248,13 @@ class Exported(nn.Module):
 
     def density(self, embedding: Tensor) -> Tensor:
         """−ln of the Gaussians' density at an embedding, per dimension, (b,)."""
-        away = embedding[:, None, None, :] - self.means[:, None, :]
-        distance = ((away @ self.factors.transpose(1, 2))[:, :, 0] ** 2).sum(-1)
-        return -torch.logsumexp(self.log_weights - distance / 2, -1) / embedding.shape[-1]
+        k, e = self.means.shape
+        whitened = embedding @ self.factors.reshape(k * e, e).T - (self.factors @ self.means[..., None]).reshape(k * e)
+        distance = (whitened.unflatten(-1, (k, e)) ** 2).sum(-1)
+        return -torch.logsumexp(self.log_weights - distance / 2, -1) / e
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (draws, b, 14), embedding (b, e), scores (b, 3)."""
+        """Logits (draws, b, 14), embedding (b, e), scores (b, 1 + SCORES): density first."""
         features, scores = self.evidence(x)
         embeddings = self.embeddings(x, features)
         embedding = embeddings.mean(0)
@@ -256,6 +267,7 @@ class Exported(nn.Module):
         any_of_it = 1 - p[..., 0] * (1 - f).prod(-1)
         classes, faulty, anomaly = p.mean(0), f.mean(0), any_of_it.mean(0)
         total, aleatoric = _entropy(classes), _entropy(p).mean(0)
+        has = x[:, 4].sum(-1) > 0
         normal = torch.stack([surprise(scores[:, k], self.normal[k]) for k in range(3)], -1)
         known = torch.stack([surprise(scores[:, k], self.known[k]) for k in range(2)], -1)
         return (
@@ -268,8 +280,10 @@ class Exported(nn.Module):
             total,
             aleatoric,
             (total - aleatoric).clamp(min=0),
-            scores,
-            surprise(fuse(normal), self.normal[3]),
+            scores[:, :3],
+            torch.stack([scores[:, 3 + k].sign() * surprise(scores[:, 3 + k].abs(), self.bands[k]) for k in range(BANDS)], -1),
+            scores[:, -1],
+            torch.where(has, surprise(fuse(normal), self.normal[3]), surprise(scores[:, 0], self.alone)),
             surprise(fuse(known), self.known[2]),
             embedding,
         )

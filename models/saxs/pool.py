@@ -6,6 +6,7 @@ none is in any test (see `seeds`). Nothing of it is part of the repository.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch import Generator, Tensor
 from models import training
 from models.saxs.bank import Bank, Templates, typical
 from models.saxs.evidence import Evidence
+from models.saxs.frames import Camera, photograph
 from models.saxs.samples import Spheroids
 from models.saxs.simulate import Curves, Mix, join, simulate
 
+DISTANCES_M = (0.8, 1.3, 2.2)
 INSTRUMENTS, PER_INSTRUMENT = 64, 256
 SHARD = INSTRUMENTS * PER_INSTRUMENT
 
@@ -28,7 +31,7 @@ CALIBRATION_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Shard:
-    """inputs: (n, 8, 128) half. features: (n, f) half. scores: (n, 2). label, faults, D, D_fault, has_reference: as in
+    """inputs: (n, 8, 128) half. features: (n, f) half. scores: (n, SCORES). label, faults, D, D_fault, has_reference: as in
     `Curves`. is_clean: no fault was drawn."""
 
     inputs: Tensor
@@ -61,19 +64,26 @@ def evidence(without: int | None = None) -> Evidence:
 
 
 def make(seed: int, mix: Mix | None = None, *, instruments: int = INSTRUMENTS, per_instrument: int = PER_INSTRUMENT) -> Curves:
+    """Curves of random instruments, and last of one whose frames are made pixel by pixel."""
     g = Generator().manual_seed(seed)
     spheroids = Spheroids(g)
-    return join([simulate(per_instrument, spheroids, g, mix) for _ in range(instruments)])
+    parts = [simulate(per_instrument, spheroids, g, mix) for _ in range(instruments - 1)]
+    return join([*parts, photograph(per_instrument, spheroids, g, camera(DISTANCES_M[seed % len(DISTANCES_M)]), mix)])
 
 
-def fill(folder: Path, first: int, count: int) -> None:
+@functools.cache
+def camera(distance_m: float) -> Camera:
+    return Camera.at(distance_m)
+
+
+def fill(folder: Path, first: int, count: int, mix: Mix | None = None) -> None:
     """Make the shards that are not there yet."""
     asked = evidence()
     with training.progress("curves", count) as advance:
         for seed in range(first, first + count):
             path = folder / f"shard_{seed:05d}.pt"
             if not path.exists():
-                training.write_checkpoint(path, **vars(Shard.of(make(seed), asked)))
+                training.write_checkpoint(path, **vars(Shard.of(make(seed, mix), asked)))
             advance(1)
 
 
