@@ -151,7 +151,11 @@ class Bank(nn.Module):
             index.append(where + part.start)
         t_best = torch.stack(best, 1)
         gain, residual = self._refined(z, weight, flux, kappa, torch.stack(index, 1), t_best)
-        noise = scatter(likeliest(gain, torch.cat((z[:, None], residual), 1)), (weight > 0).to(z.dtype)) if noise is None else noise
+        noise = (
+            scatter(likeliest(gain, torch.cat((z[:, None], residual), 1)), (weight > 0).to(z.dtype))
+            if noise is None
+            else noise
+        )
         t, t_best, gain = t / noise, t_best / noise, gain / noise**2
         evidence = torch.stack([self._evidence(t, part) for part in self.slices], 1)
         refined = evidence + (gain - t_best.clamp(min=0) ** 2).clamp(min=0) / 2

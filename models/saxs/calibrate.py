@@ -52,7 +52,9 @@ def temperatures(logits: Tensor, shard: Shard) -> tuple[float, float]:
     grid = torch.logspace(-0.3, 0.5, 33)
     clean = shard.D_fault == 0
     material, faulty = logits[:, clean, :CLASS_COUNT], logits[..., CLASS_COUNT:]
-    classes = [nll_loss(torch.softmax(material / T, -1).mean(0).clamp(min=1e-9).log(), shard.label[clean]) for T in grid]
+    classes = [
+        nll_loss(torch.softmax(material / T, -1).mean(0).clamp(min=1e-9).log(), shard.label[clean]) for T in grid
+    ]
     present = [binary_cross_entropy_with_logits((faulty / T).mean(0), shard.faults) for T in grid]
     return float(grid[torch.stack(classes).argmin()]), float(grid[torch.stack(present).argmin()])
 
@@ -83,7 +85,10 @@ def table(scores: Tensor) -> Tensor:
     rank = (p * (n + 1) - 1).round().long().clamp(0, n - 1)  # p = (1 + rank + 1)/(n + 1) at the score of that rank
     x = ordered[rank].double()
     y = -torch.log10((rank + 2).double() / (n + 1))
-    x[-1], y[-1] = ordered[0] + 1e-3 * (ordered[0] - ordered[-1]).abs() + 1e-6, -torch.log10(torch.tensor(1 / (n + 1.0)))
+    x[-1], y[-1] = (
+        ordered[0] + 1e-3 * (ordered[0] - ordered[-1]).abs() + 1e-6,
+        -torch.log10(torch.tensor(1 / (n + 1.0))),
+    )
     x = torch.cummax(x + 1e-7 * torch.arange(KNOTS), 0).values
     return torch.stack((x, y.clamp(min=0))).float()
 

@@ -172,13 +172,18 @@ def bicontinuous(q: Tensor, period: Tensor, ratio: Tensor) -> Tensor:
     return (ELECTRON_RADIUS_NM * 100) ** 2 * PER_CM * forms.teubner_strey(q, period, period * ratio)
 
 
-def peaks(q: Tensor, first: Tensor, width: Tensor, decay: Tensor, lorentzian: Tensor, *, at: tuple[float, ...]) -> Tensor:
+def peaks(
+    q: Tensor, first: Tensor, width: Tensor, decay: Tensor, lorentzian: Tensor, *, at: tuple[float, ...]
+) -> Tensor:
     """Bragg peaks at multiples `at` of the first, each `decay` times as high as the one before, all of one relative width.
 
     width: FWHM/q. Per height of the first, cm⁻¹.
     """
     return torch.stack(
-        [decay[:, None] ** n * forms.pseudo_voigt(q, x * first, x * first * width, lorentzian) for n, x in enumerate(at)]
+        [
+            decay[:, None] ** n * forms.pseudo_voigt(q, x * first, x * first * width, lorentzian)
+            for n, x in enumerate(at)
+        ]
     ).sum(0)
 
 
@@ -200,12 +205,16 @@ KINDS: tuple[Kind, ...] = (
         (_RADIUS, _SPREAD, Parameter("fraction", 0.02, 0.25), Parameter("shell", 1.0, 1.6)),
         crowded_spheres,
     ),
-    Kind(
-        "edge dislocations", 2, 0.7, (Parameter("R_c", 30, 500, is_log=True), Parameter("r_c", 0.3, 0.8)), edge
-    ),
+    Kind("edge dislocations", 2, 0.7, (Parameter("R_c", 30, 500, is_log=True), Parameter("r_c", 0.3, 0.8)), edge),
     Kind("decorated dislocations", 2, 0.3, (Parameter("radius", 0.3, 3.0, is_log=True),), decorated_edge),
     Kind("point defects", 3, 1.0, (Parameter("order", -0.3, 0.3), Parameter("distance", 0.2, 0.4)), laue),
-    Kind("precipitates", 4, 1.0, (Parameter("radius", 0.8, 20.0, is_log=True), _SPREAD, Parameter("zone", 1.3, 2.9)), precipitates),
+    Kind(
+        "precipitates",
+        4,
+        1.0,
+        (Parameter("radius", 0.8, 20.0, is_log=True), _SPREAD, Parameter("zone", 1.3, 2.9)),
+        precipitates,
+    ),
     Kind(
         "bicontinuous",
         5,
@@ -213,9 +222,7 @@ KINDS: tuple[Kind, ...] = (
         (Parameter("period", 3.0, 60.0, is_log=True), Parameter("ξ/d", 0.2, 1.5, is_log=True)),
         bicontinuous,
     ),
-    Kind(
-        "late stage", 5, 0.4, (Parameter("peak", 0.12, 2.0, is_log=True), Parameter("γ", 4.0, 6.0)), forms.furukawa
-    ),
+    Kind("late stage", 5, 0.4, (Parameter("peak", 0.12, 2.0, is_log=True), Parameter("γ", 4.0, 6.0)), forms.furukawa),
     Kind("lamellae", 6, 0.34, _PEAKS, functools.partial(peaks, at=(1.0, 2.0, 3.0))),
     Kind("hexagonal", 6, 0.33, _PEAKS, functools.partial(peaks, at=(1.0, math.sqrt(3), 2.0, math.sqrt(7)))),
     Kind("cubic", 6, 0.33, _PEAKS, functools.partial(peaks, at=(1.0, math.sqrt(2), math.sqrt(3), 2.0))),

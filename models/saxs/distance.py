@@ -30,7 +30,10 @@ def distances(delta: Tensor, I: Tensor, variance: Tensor, bank: Bank) -> Tensor:
     a = delta * weight
     z = a - (1 - kappa) * (a * flux).sum(-1, keepdim=True) * flux
     with torch.no_grad():
-        said = [bank(*rows, torch.ones(len(rows[0]), 1)) for rows in zip(*(x.split(256) for x in (z, weight, flux, kappa)), strict=True)]
+        said = [
+            bank(*rows, torch.ones(len(rows[0]), 1))
+            for rows in zip(*(x.split(256) for x in (z, weight, flux, kappa)), strict=True)
+        ]
     return torch.cat([(one.residual**2).sum(-1).sqrt() for one in said])
 
 
@@ -41,7 +44,12 @@ def smallest(distance: Tensor, label: Tensor) -> Tensor:
 
 
 def decisive(
-    n: int, spheroids: Spheroids, g: Generator, instrument: Instrument, D_min: tuple[float, float], classes: tuple[int, ...]
+    n: int,
+    spheroids: Spheroids,
+    g: Generator,
+    instrument: Instrument,
+    D_min: tuple[float, float],
+    classes: tuple[int, ...],
 ) -> tuple[Curves, Tensor]:
     """n curves of these classes in equal shares, with a reference and without faults, D_min log-uniform; and D_min, (n,),
     ∞ for normal curves. Curves that cannot be so decisive, because the defect would outshine the sample, are left out."""
@@ -59,7 +67,9 @@ def decisive(
     found = _smallest(scene, strength, unit, label, bank)
     is_normal = label == 0
     strength, D = strength.masked_fill(is_normal, 0), D.masked_fill(is_normal, 0)
-    curves = observed(scene, label, kind, u, strength, D, unit, torch.zeros(n, dtype=torch.bool), Mix(with_reference=1.0))
+    curves = observed(
+        scene, label, kind, u, strength, D, unit, torch.zeros(n, dtype=torch.bool), Mix(with_reference=1.0)
+    )
     keep = torch.nonzero(is_normal | ((found >= D_min[0]) & (found <= D_min[1])))[:, 0]
     return curves[keep], found.masked_fill(is_normal, torch.inf)[keep]
 

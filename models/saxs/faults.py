@@ -78,14 +78,18 @@ def beamstop(scene: Scene, mean: Tensor) -> Tensor:
     reach = _log_uniform(scene, 0.003, 0.05).clamp(min=0.04 * q_min)
     edge = torch.sigmoid((q_min + reach - Q_GRID) / (0.15 * reach))
     factor = torch.where(_uniform(scene, 0, 1) < 0.5, _log_uniform(scene, 1.2, 50), _uniform(scene, 0.1, 0.9))
-    parasitic = scene.truth.amax(-1, keepdim=True) * _log_uniform(scene, 1e-3, 1) * (Q_GRID / q_min) ** -_uniform(scene, 3, 4.5)
+    parasitic = (
+        scene.truth.amax(-1, keepdim=True) * _log_uniform(scene, 1e-3, 1) * (Q_GRID / q_min) ** -_uniform(scene, 3, 4.5)
+    )
     return torch.where(_uniform(scene, 0, 1) < 0.5, mean * (factor - 1) * edge, parasitic)
 
 
 def beam(scene: Scene, mean: Tensor) -> Tensor:
     """A part of the beam meets no sample (the power law and a third of the background remain), or is not there."""
     part = _log_uniform(scene, 0.01, 1.0)
-    empty = scene.instrument.at_grid(scene.sample.surface[:, None] * scene.sample.power_law() * _uniform(scene, 0, 1) + 0.3)
+    empty = scene.instrument.at_grid(
+        scene.sample.surface[:, None] * scene.sample.power_law() * _uniform(scene, 0, 1) + 0.3
+    )
     return torch.where(_uniform(scene, 0, 1) < 0.5, -part * mean, part * (empty - mean))
 
 
@@ -132,14 +136,18 @@ def apply(scene: Scene, mean: Tensor, fault: Tensor, D: Tensor, distance: Distan
             continue
         part, before = scene[rows], mean[rows]
         change = one.change(part, before)
-        strength = torch.ones(len(rows)) if not one.is_free else before.amax(-1) / change.abs().amax(-1).clamp(min=1e-30)
+        strength = (
+            torch.ones(len(rows)) if not one.is_free else before.amax(-1) / change.abs().amax(-1).clamp(min=1e-30)
+        )
         bound = strength.clone() if not one.is_free else 30 * strength
         for _ in range(4):
             after = (before + strength[:, None] * change).clamp(min=0) if one.is_counted else before
             unit = distance(change, before, part.variance(after)).clamp(min=1e-12)
             strength = torch.minimum(D[rows] / unit, bound)
         delta = strength[:, None] * change
-        reached[rows] = distance(delta, before, part.variance((before + delta).clamp(min=0) if one.is_counted else before))
+        reached[rows] = distance(
+            delta, before, part.variance((before + delta).clamp(min=0) if one.is_counted else before)
+        )
         if one.is_counted:
             exposed[rows] = (before + delta).clamp(min=0)
         else:

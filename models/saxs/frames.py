@@ -44,7 +44,9 @@ class Camera:
         )
         q = geometry.q()
         stop = float(np.hypot(3, 3) * PIXEL_M / distance_m * 20 * np.pi / wavelength_A)
-        integrator = Integrator(geometry, bins=BINS, q_range=(stop, float(q.max())), polarization=None, solid_angle=False)
+        integrator = Integrator(
+            geometry, bins=BINS, q_range=(stop, float(q.max())), polarization=None, solid_angle=False
+        )
         profile = integrator.integrate(np.ones(SHAPE, np.uint32))
         response = onto_grid(
             torch.from_numpy(profile.q), torch.from_numpy(profile.pixels.astype(np.float64)), smearing(0.003, 0.002)
@@ -73,7 +75,9 @@ class Photographed(Scene):
         for k in range(len(self)):
             frame = self._reduced(mean[k].numpy(), per_pixel[k] * flux[k], noise)
             reference = self._reduced(self.truth[k].numpy(), per_pixel[k] * float(self.ratio[k]), noise)
-            rows.append([x / per_pixel[k] for x in frame] + [x / per_pixel[k] / float(self.ratio[k]) for x in reference])
+            rows.append(
+                [x / per_pixel[k] for x in frame] + [x / per_pixel[k] / float(self.ratio[k]) for x in reference]
+            )
         I, sigma, I_ref, sigma_ref = (torch.from_numpy(np.stack(column)).float() for column in zip(*rows, strict=True))
         return I - taken, sigma, I_ref, sigma_ref
 

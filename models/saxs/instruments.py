@@ -77,7 +77,9 @@ class Instrument:
         reads = bool(uniform(0, 1, (), g) < 0.15)
         return cls(
             *onto_grid(q, pixels, smearing(*resolution)),
-            sigma_scale=float(torch.exp(0.05 * torch.randn((), generator=g))) if is_honest else float(log_uniform(0.6, 2, (), g)),
+            sigma_scale=float(torch.exp(0.05 * torch.randn((), generator=g)))
+            if is_honest
+            else float(log_uniform(0.6, 2, (), g)),
             systematic=float(log_uniform(1e-3, 6e-3, (), g)),
             read_noise=float(uniform(0.05, 0.2, (), g)) if reads else 0.0,
             admits_read_noise=bool(uniform(0, 1, (), g) < 0.7),

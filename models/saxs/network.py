@@ -235,7 +235,9 @@ class Exported(nn.Module):
         for k, (convolution, pool) in enumerate(zip(network.convolutions, POOLS, strict=True)):
             weight = getattr(self, f"trunk_{k}")
             groups = 1 if k == 0 else n
-            x = nn.functional.conv1d(x, weight, convolution.bias.repeat(n), padding=convolution.kernel // 2, groups=groups)
+            x = nn.functional.conv1d(
+                x, weight, convolution.bias.repeat(n), padding=convolution.kernel // 2, groups=groups
+            )
             x = nn.functional.max_pool1d(torch.relu(x), pool)
         flat = x.unflatten(1, (n, -1)).flatten(2).transpose(0, 1)
         both = torch.cat((flat, features[None].expand(n, -1, -1)), -1)
@@ -281,7 +283,9 @@ class Exported(nn.Module):
             aleatoric,
             (total - aleatoric).clamp(min=0),
             scores[:, :3],
-            torch.stack([scores[:, 3 + k].sign() * surprise(scores[:, 3 + k].abs(), self.bands[k]) for k in range(BANDS)], -1),
+            torch.stack(
+                [scores[:, 3 + k].sign() * surprise(scores[:, 3 + k].abs(), self.bands[k]) for k in range(BANDS)], -1
+            ),
             scores[:, -1],
             torch.where(has, surprise(fuse(normal), self.normal[3]), surprise(scores[:, 0], self.alone)),
             surprise(fuse(known), self.known[2]),

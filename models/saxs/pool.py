@@ -55,7 +55,14 @@ class Shard:
             said = [evidence(part) for part in curves.inputs.split(256)]
         features, scores = (torch.cat(column) for column in zip(*said, strict=True))
         return cls(
-            curves.inputs.half(), features.half(), scores, curves.label, curves.faults, curves.D, curves.D_fault, curves.has_reference
+            curves.inputs.half(),
+            features.half(),
+            scores,
+            curves.label,
+            curves.faults,
+            curves.D,
+            curves.D_fault,
+            curves.has_reference,
         )
 
 
@@ -63,7 +70,9 @@ def evidence(without: int | None = None) -> Evidence:
     return Evidence(Bank(Templates.make(typical()).without(without))).eval()
 
 
-def make(seed: int, mix: Mix | None = None, *, instruments: int = INSTRUMENTS, per_instrument: int = PER_INSTRUMENT) -> Curves:
+def make(
+    seed: int, mix: Mix | None = None, *, instruments: int = INSTRUMENTS, per_instrument: int = PER_INSTRUMENT
+) -> Curves:
     """Curves of random instruments, and last of one whose frames are made pixel by pixel."""
     g = Generator().manual_seed(seed)
     spheroids = Spheroids(g)

@@ -19,7 +19,6 @@ Everything is drawn from one generator: the same seed makes the same curves.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-
 from typing import Any, Self
 
 import numpy as np
@@ -229,9 +228,13 @@ def observed(
     has_reference = uniform(0, 1, (n,), g) < mix.with_reference
     I_ref = torch.where(has_reference[:, None], I_ref, torch.nan)
     inputs = channels(I.numpy(), sigma.numpy(), Reference(I_ref.numpy(), sigma_ref.numpy()))
-    present = torch.nn.functional.one_hot(fault.clamp(min=0), len(faults.NAMES)) * (D_fault >= faults.PRESENT_FROM)[:, None]
+    present = (
+        torch.nn.functional.one_hot(fault.clamp(min=0), len(faults.NAMES)) * (D_fault >= faults.PRESENT_FROM)[:, None]
+    )
     return Curves(
-        inputs=torch.from_numpy(np.nan_to_num(inputs)),  # a curve without a photon: `infer` flags it, no network sees it
+        inputs=torch.from_numpy(
+            np.nan_to_num(inputs)
+        ),  # a curve without a photon: `infer` flags it, no network sees it
         label=label,
         faults=(present * (fault >= 0)[:, None]).float(),
         D=D,
@@ -248,5 +251,3 @@ def observed(
         variance_0=scene.variance(scene.truth),
         instrument=torch.zeros(n, dtype=torch.int64),
     )
-
-

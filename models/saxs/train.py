@@ -17,7 +17,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,8 +26,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from models import training
 from models.saxs import pool
+from models.saxs.evidence import Evidence
 from models.saxs.network import CLASS_COUNT, Network
 from models.saxs.pool import Shard
+from models.saxs.simulate import Mix
 
 FOLDER = Path(__file__).parent
 LEARNING_RATE = 1e-3
@@ -83,7 +85,13 @@ class Run:
 
 
 def train(
-    network: Network, curves: Iterator[Shard], g: Generator, steps: int, checkpoint: Path, *, peak: float = LEARNING_RATE
+    network: Network,
+    curves: Iterator[Shard],
+    g: Generator,
+    steps: int,
+    checkpoint: Path,
+    *,
+    peak: float = LEARNING_RATE,
 ) -> float:
     """Train in place, going on from the checkpoint if there is one. Returns the seconds it took."""
     run = Run(network.train(), torch.optim.Adam(network.parameters(), lr=peak), g)
@@ -110,9 +118,34 @@ def train(
     return run.seconds
 
 
+MISSION = (1, 2, 3)
+"""Vacancy, edge dislocation, point defect: the three classes of the task this project began with."""
+MISSION_MIX = Mix.material(*MISSION, D=(5.0, 100.0))
+MISSION_SEED = 500_001
+
+
+def without(path: Path, label: int, asked: Evidence) -> Shard:
+    """A shard as somebody sees it who never heard of a class."""
+    shard = pool.read(path)
+    shard = shard[torch.nonzero(shard.label != label)[:, 0]]
+    with torch.no_grad():
+        said = [asked(part.float()) for part in shard.inputs.split(256)]
+    features, scores = (torch.cat(column) for column in zip(*said, strict=True))
+    return replace(shard, features=features.half(), scores=scores)
+
+
+def fill_without(build: Path, label: int, count: int) -> Path:
+    """The first shards of the pool without a class, in a folder of their own."""
+    folder, asked = build / f"without_{label}", pool.evidence(label)
+    for path in pool.shards(build)[:count]:
+        if not (folder / path.name).exists():
+            training.write_checkpoint(folder / path.name, **vars(without(path, label, asked)))
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["pool", "fast", "faithful", "mission", "without"])
+    parser.add_argument("what", choices=["pool", "normal", "fast", "faithful", "mission", "without"])
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--shards", type=int, default=40)
@@ -121,14 +154,25 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build/models/saxs"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    build: Path = arguments.build
-    if arguments.what == "pool":
-        pool.fill(build, 1, arguments.shards)
-        return
+    build, what, steps = arguments.build, arguments.what, arguments.steps
     g = training.seeded(arguments.seed)
-    if arguments.what in ("fast", "faithful"):
-        network = Network(is_faithful=arguments.what == "faithful")
-        train(network, pool.batches(build, arguments.batch, g), g, arguments.steps, build / f"{arguments.what}.pt")
+    match what:
+        case "pool":
+            pool.fill(build, 1, arguments.shards)
+        case "normal":
+            pool.fill(build / "normal", pool.CALIBRATION_SEED + 1, arguments.shards, Mix.normal())
+        case "fast" | "faithful":
+            network = Network(is_faithful=what == "faithful")
+            train(network, pool.batches(build, arguments.batch, g), g, steps, build / f"{what}.pt")
+        case "mission":
+            pool.fill(build / "mission", MISSION_SEED, arguments.shards, MISSION_MIX)
+            network = Network(is_faithful=True, classes=MISSION)
+            train(network, pool.batches(build / "mission", arguments.batch, g), g, steps, build / "mission.pt")
+        case "without":
+            folder = fill_without(build, arguments.label, arguments.shards)
+            network = Network(classes=tuple(k for k in range(CLASS_COUNT) if k != arguments.label))
+            name = f"without_{arguments.label}.pt"
+            train(network, pool.batches(folder, arguments.batch, g), g, steps, build / name)
 
 
 if __name__ == "__main__":

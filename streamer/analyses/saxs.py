@@ -1,30 +1,52 @@
-"""SAXS: is this the curve of an undisturbed sample? I(q) ± σ from every frame, and what the model makes of it.
+"""SAXS: what is new in this curve, how sure is that, was anything like it ever seen, and does it change?
 
 What is published of a frame:
 
-    profile    I ± σ on q: counts per pixel, corrected for solid angle, polarisation and flat; no absolute scale
-    total      mean counts per pixel in the q range ± σ: falls with the beam
-    invalid    fraction of its pixels that the detector marked as not measured in this frame
-    saturated  fraction of its pixels above the detector's saturation
-    anomaly    probability ± σ that the curve is none of a normal sample (the model's card says what that means)
-    entropy    of that probability, nats: the whole uncertainty
+    profile        I ± σ on q: counts per pixel, corrected for solid angle, polarisation and flat; no absolute scale
+    total          mean counts per pixel in the q range ± σ: falls with the beam
+    invalid, saturated   fractions of its pixels not measured in this frame, and above the detector's saturation
+    rg, i0, porod  Guinier's Rg (1/unit of q) and I(0), exponent of the power law behind, all ± σ (`reduce.shape`)
 
-The geometry is that of the `.poni` file, else what the detector's header tells. With a `.poni` a running series can be
-joined; without one its frames are refused until a start message has come.
+    class          number of the likeliest class of the material, in the order below; probability ± σ of it
+    normal, void, edge, point, precipitate, separation, order     probability ± σ of each; they add up to 1
+    aggregation, repulsion, background, beamstop, beam, saturation, detector     probability ± σ of each fault, any of
+                   which may be there; the material's classes hold for an instrument in order
+    anomaly        probability ± σ that the material is not normal or a fault is there
+    entropy        of the classes, nats; aleatoric: the part that more photons would lower; epistemic: the part that the
+                   network owes to what it never saw
 
-The curve is brought onto the model's q grid by `reduce.curves`, the functions the model was trained with. A curve with
-nothing in it is not judged: its `anomaly` is NaN.
+    has_reference  1 where the frame was judged beside a reference curve, 0 where by itself
+    scale          (1 + s) against the reference ± σ; chi2 of the rest; flux: s as a standard score
+    novelty        −log10 p: one in 10^novelty frames in order is as strange (conformal; `reduce.conformal`)
+    score          the same as a standard normal score, for rules that remember
+    unknown        −log10 p for a curve of anything known, in order or not: high where the class should not be believed
+    low_q, mid_q, high_q, top_q   what is new in each quarter of ln q, standard scores with their sign
+    cormap         −log10 P of the longest run of one sign between this frame and the one before
+    changed        probability that the score's mean is no longer that of frames in order (`sequential.ChangePoint`)
+    detectability  D: √χ² that the likeliest defect explains
+    exposure       how many times longer the exposure must be for D to reach 5, if what is seen is real; 1 where it has
+
+What needs a reference is NaN without one. The geometry is that of the `.poni` file, else what the detector's header
+tells. With a `.poni` a running series can be joined; without one its frames are refused until a start message has come.
+
+The reference is loaded with what `streamer commission` wrote, or averaged from the first `reference_frames` of every
+series, or it slides: the mean of the last `sliding_frames` frames that were in order. The curve is brought onto the
+model's q grid by `reduce.reference`, the functions the model was trained with. A curve with nothing in it is not judged:
+what the model would say is NaN.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -33,19 +55,53 @@ from streamer.analyses import Analysis
 from streamer.infer import load_model, require_coverage, require_tensors
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce.azimuthal import Integrator, Profile, SigmaModel
-from streamer.reduce.curves import channels, rebin
+from streamer.reduce.commissioned import Commissioned, read_commissioned
+from streamer.reduce.conformal import Conformal
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
+from streamer.reduce.reference import FLUX_STABILITY, Reference, channels, compare, gather, on_grid
+from streamer.reduce.shape import guinier, power_law
+from streamer.sequential import ChangePoint, longest_run, run_probability
 
 log = structlog.get_logger(__name__)
 
+CLASSES = ("normal", "void", "edge", "point", "precipitate", "separation", "order")
+FAULTS = ("aggregation", "repulsion", "background", "beamstop", "beam", "saturation", "detector")
+BANDS = ("low_q", "mid_q", "high_q", "top_q")
+BESIDE = ("scale", "chi2", "flux", *BANDS, "detectability", "exposure")
+"""What needs a reference."""
+
+OUTPUTS = (
+    "classes",
+    "classes_sigma",
+    "faults",
+    "faults_sigma",
+    "anomaly",
+    "anomaly_sigma",
+    "total",
+    "aleatoric",
+    "epistemic",
+    "scores",
+    "bands",
+    "detectability",
+    "surprise",
+    "surprise_known",
+    "embedding",
+)
+
 BINS = (100, 10_000)
-"""On a healthy simulated sample the median anomaly is 0.02 with 200 bins, 0.04 with 100, 0.17 with 50, 0.34 with 20."""
+"""Fewer leave too many points of the grid, 128 in two decades, without a sample."""
 
 LEAST_COVERAGE = 0.45
 """Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
 
 WAVELENGTH_TOLERANCE = 1e-3
 """Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
+
+DECISIVE = 5.0
+"""D that is asked for: one defect is then told from none 99 times in 100."""
+
+IN_ORDER = 2.0
+"""Novelty below which a frame joins the sliding reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +123,17 @@ class Saxs(Analysis):
     sigma: "poisson" for photons counted, "azimuthal" from the scatter of the pixels, for detectors that do not count.
     channel: which of a frame's images is analysed; None for the first one.
     model: name or folder.   device, max_batch: where it runs, and frames in one call of it.
+    commissioned: what `streamer commission` wrote: reference, flux stability, calibration of novelty.
+    reference_frames: so many frames at the beginning of a series become its reference; 0 for none.
+    sliding_frames: the reference is the mean of the last so many frames in order; 0 keeps it as it began.
     """
 
     name = "saxs"
-    quantities = ("total", "invalid", "saturated", "anomaly", "entropy")
+    quantities = (
+        *("total", "invalid", "saturated", "rg", "i0", "porod"),
+        *("class", "probability", *CLASSES, *FAULTS, "anomaly", "entropy", "aleatoric", "epistemic"),
+        *("has_reference", "novelty", "score", "unknown", *BESIDE, "cormap", "changed"),
+    )
     curves = ("profile",)
 
     def __init__(
@@ -90,6 +153,9 @@ class Saxs(Analysis):
         model: str = "saxs",
         device: Literal["auto", "cuda", "cpu"] = "auto",
         max_batch: int = 16,
+        commissioned: Path | None = None,
+        reference_frames: Annotated[int, msgspec.Meta(ge=0)] = 0,
+        sliding_frames: Annotated[int, msgspec.Meta(ge=0)] = 0,
     ) -> None:
         if poni is None and (mask or flat or dark):
             raise BadInput("saxs: found mask, flat or dark without poni; they belong to a geometry, give its .poni too")
@@ -107,8 +173,10 @@ class Saxs(Analysis):
         self.sigma: SigmaModel = sigma
         self.channel = channel
         self._card = self.model.card
-        require_tensors(self._card, {"curve": "1"}, {"anomaly": "1", "sigma": "1", "entropy": "1"})
+        require_tensors(self._card, {"curve": "1"}, dict.fromkeys(OUTPUTS, "1"))
         self._grid = self._card.grid("q")
+        self._beside = Beside(self._grid, commissioned, reference_frames, sliding_frames)
+        self._memory = Memory()
         self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
         self._chosen_channel = channel
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
@@ -128,6 +196,7 @@ class Saxs(Analysis):
         """
         previous, self._setup, self._geometry = self._setup, None, None
         self._series = series
+        self._beside.start_over()
         self._chosen_channel = self.channel or next(iter(series.channels), None)
         geometry = self._of_header(series) if self._given is None else self._of_file(self._given, series)
         if geometry.shape is not None:
@@ -143,18 +212,17 @@ class Saxs(Analysis):
         """I(q) ± σ and the model's input. Raises BadFrame with reason "geometry", "shape" or "dtype"."""
         setup = self._setup or self._first_shape(frame)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
-        I, sigma = rebin(
-            profile.q * self._to_grid,
-            profile.intensity,
-            profile.sigma,
-            self._grid,
-            weight=profile.pixels.astype(np.float64),
-        )
+        q = profile.q * self._to_grid
+        weight = profile.pixels.astype(np.float64)
+        I, sigma = on_grid(q, profile.intensity, profile.sigma, self._grid, weight=weight)
+        reference = self._beside.of(I, sigma)
         return Reduced(
             series=frame.series,
             number=frame.number,
-            quantities=_quantities(profile, self.sigma),
-            inputs={"curve": channels(I, sigma)},
+            quantities=_quantities(profile, self.sigma)
+            | _shape(self._grid / self._to_grid, I, sigma, self.unit)
+            | _against(I, sigma, reference, self._beside.stability),
+            inputs={"curve": channels(I, sigma, reference, stability=self._beside.stability)},
             channel=frame.channel,
             start_s=frame.start_s,
             received_ns=frame.received_ns,
@@ -163,8 +231,9 @@ class Saxs(Analysis):
     def interpret(self, reduced: Reduced, outputs: Mapping[str, NDArray[Any]] | None) -> Result:
         quantities = dict(reduced.quantities)
         if outputs is not None:
-            quantities["anomaly"] = Quantity(float(outputs["anomaly"]), float(outputs["sigma"]))
-            quantities["entropy"] = Quantity(float(outputs["entropy"]))
+            quantities |= judged(outputs, self._beside.novelty, has_reference=bool(quantities["has_reference"].value))
+            quantities |= self._memory.of(quantities)
+            self._beside.learn(quantities, self._to_grid)
         return Result(
             analysis=self.name,
             series=reduced.series,
@@ -242,6 +311,159 @@ class Saxs(Analysis):
             model_range_covered=round(covered, 2),
         )
         return integrator
+
+
+@dataclass
+class Beside:
+    """The reference curve, wherever it comes from. Frames may come from several workers at once.
+
+    Raises BadInput when more than one source of it is asked for, or the file cannot be used.
+    """
+
+    grid: NDArray[np.float64]
+    commissioned: Path | None
+    reference_frames: int
+    sliding_frames: int
+    stability: float = FLUX_STABILITY
+    novelty: Conformal | None = None
+    _reference: Reference | None = None
+    _first: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
+    _last: deque[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=deque)
+    _changing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._last = deque(maxlen=max(self.sliding_frames, 1))
+        if self.commissioned is None:
+            return
+        if self.reference_frames:
+            raise BadInput("saxs: found commissioned and reference_frames, expected one of them: each is a reference")
+        known: Commissioned = read_commissioned(self.commissioned, self.grid)
+        self._reference, self.stability, self.novelty = known.reference, known.stability, known.novelty
+
+    def start_over(self) -> None:
+        """Another series, another sample: a reference out of its frames is forgotten, a commissioned one stays."""
+        with self._changing:
+            self._first.clear()
+            self._last.clear()
+            if self.commissioned is None:
+                self._reference = None
+
+    def of(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> Reference | None:
+        """The reference to judge this frame by; None while there is none yet."""
+        if self._reference is None and self.reference_frames:
+            with self._changing:
+                if len(self._first) < self.reference_frames and np.any(I > 0):
+                    self._first.append((I, sigma))
+                    if len(self._first) == self.reference_frames:
+                        self._reference = gather(self._first)
+                        log.info("saxs reference", frames=self.reference_frames, noise=round(self._reference.noise, 3))
+                    return None
+        return self._reference
+
+    def learn(self, quantities: Mapping[str, Quantity], to_grid: float) -> None:
+        """Let a frame in order into the sliding reference; it is used once as many are there as were asked for."""
+        novelty = float(quantities["novelty"].value)
+        if not self.sliding_frames or self._reference is None or not novelty < IN_ORDER:
+            return
+        profile = quantities["profile"]
+        q = profile.axes["q"][0] * to_grid
+        with self._changing:
+            self._last.append(on_grid(q, np.array(profile.value), np.array(profile.sigma), self.grid))
+            if len(self._last) == self.sliding_frames:
+                self._reference = gather(self._last)
+
+
+@dataclass
+class Memory:
+    """What is remembered from frame to frame, in their order."""
+
+    changes: ChangePoint = field(default_factory=ChangePoint)
+    _before: NDArray[np.float64] | None = None
+
+    def of(self, quantities: Mapping[str, Quantity]) -> dict[str, Quantity]:
+        """cormap and changed of this frame."""
+        I = np.asarray(quantities["profile"].value, dtype=np.float64)
+        before, self._before = self._before, I
+        surprise = math.nan
+        if before is not None and before.shape == I.shape:
+            run, bins = longest_run(I - before * (np.nansum(I) / max(float(np.nansum(before)), 1e-300)))
+            surprise = -math.log10(max(run_probability(bins, run), 1e-300))
+        return {
+            "cormap": Quantity(surprise),
+            "changed": Quantity(self.changes.see(float(quantities["score"].value))),
+        }
+
+
+def judged(
+    outputs: Mapping[str, NDArray[Any]], calibration: Conformal | None, *, has_reference: bool
+) -> dict[str, Quantity]:
+    """What the model says of one frame, by the names of the Quantities. calibration: of this sample's own frames."""
+    classes, faults = np.asarray(outputs["classes"]), np.asarray(outputs["faults"])
+    best = int(classes.argmax()) if np.isfinite(classes).all() else -1
+    novelty = float(outputs["surprise"])
+    if calibration is not None and has_reference:
+        novelty = -math.log10(calibration.p(novelty)) if math.isfinite(novelty) else math.nan
+    named = {
+        name: Quantity(float(p), float(s))
+        for names, values, sigmas in (
+            (CLASSES, classes, outputs["classes_sigma"]),
+            (FAULTS, faults, outputs["faults_sigma"]),
+        )
+        for name, p, s in zip(names, values, np.asarray(sigmas), strict=True)
+    }
+    bands = {
+        name: Quantity(float(x) if has_reference else math.nan) for name, x in zip(BANDS, outputs["bands"], strict=True)
+    }
+    D = float(outputs["detectability"]) if has_reference else math.nan
+    return {
+        "class": Quantity(float(best) if best >= 0 else math.nan),
+        "probability": named[CLASSES[best]] if best >= 0 else Quantity(math.nan),
+        **named,
+        "anomaly": Quantity(float(outputs["anomaly"]), float(outputs["anomaly_sigma"])),
+        "entropy": Quantity(float(outputs["total"])),
+        "aleatoric": Quantity(float(outputs["aleatoric"])),
+        "epistemic": Quantity(float(outputs["epistemic"])),
+        "novelty": Quantity(novelty),
+        "score": Quantity(normal_score(novelty)),
+        "unknown": Quantity(float(outputs["surprise_known"]) if has_reference else math.nan),
+        **bands,
+        "detectability": Quantity(D),
+        "exposure": Quantity(max(1.0, (DECISIVE / D) ** 2) if D > 0 else math.nan),
+    }
+
+
+def normal_score(surprise: float) -> float:
+    """The standard normal score that is exceeded with p = 10^−surprise; NaN for NaN."""
+    if not math.isfinite(surprise):
+        return math.nan
+    p = min(max(10.0**-surprise, 1e-300), 1 - 1e-9)
+    return -statistics.NormalDist().inv_cdf(p)
+
+
+def _shape(
+    q: NDArray[np.float64], I: NDArray[np.float64], sigma: NDArray[np.float64], unit: str
+) -> dict[str, Quantity]:
+    ball, law = guinier(q, I, sigma), power_law(q, I, sigma)
+    return {
+        "rg": Quantity(ball.rg, ball.sigma_rg, unit.removeprefix("1/")),
+        "i0": Quantity(ball.i0, ball.sigma_i0),
+        "porod": Quantity(-law.slope, law.sigma_slope),
+    }
+
+
+def _against(
+    I: NDArray[np.float64], sigma: NDArray[np.float64], reference: Reference | None, stability: float
+) -> dict[str, Quantity]:
+    if reference is None:
+        nothing = Quantity(math.nan)
+        return {"has_reference": Quantity(0.0), "scale": nothing, "chi2": nothing, "flux": nothing}
+    beside = compare(I, sigma, reference, stability)
+    return {
+        "has_reference": Quantity(1.0),
+        "scale": Quantity(1 + float(beside.scale), float(beside.sigma_scale)),
+        "chi2": Quantity(float(beside.chi2)),
+        "flux": Quantity(float(beside.excess)),
+    }
 
 
 def _quantities(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:

@@ -82,7 +82,8 @@ class Comparison:
     @property
     def chi2(self) -> NDArray[np.float64]:
         """Mean z² over the bins, 1 for a frame like its reference."""
-        return np.nansum(self.z**2, axis=-1) / np.maximum(np.isfinite(self.z).sum(axis=-1) - 1, 1)
+        mean: NDArray[np.float64] = np.nansum(self.z**2, axis=-1) / np.maximum(np.isfinite(self.z).sum(axis=-1) - 1, 1)
+        return mean
 
 
 def on_grid(
