@@ -28,7 +28,7 @@ from typing import Literal, cast
 import numpy as np
 
 from streamer.records import Alarm, BadConfig, BadInput, Quantity, Result, Severity
-from streamer.sequential import SHIFTS, Bank, Still
+from streamer.sequential import Bank, Still
 
 __all__ = ["Decider", "Rule", "Verdict"]
 
@@ -59,7 +59,7 @@ class Rule:
         the limit where not given. A growing σ alone thus never ends an alarm.
     clear_frames: so many frames in a row before it ends; as many as for_frames where not given.
     test: "limit" compares the value itself. The others remember: "step" is a bank of CUSUMs for a score that rises,
-        "drift" a slow one for a score that leaves 0 to either side, and their value is the largest sum over its own
+        "drift" one for a score that leaves 0 to either side, and their value is the largest sum over its own
         limit; both take standard normal scores. "stall" counts frames with the very same value.
     false_alarm_every: frames, on average, to a false alarm of "step" or "drift"; their limits follow from it.
     text: what the operator should do about it.
@@ -125,7 +125,7 @@ class Rule:
             case "step":
                 return Bank(self.false_alarm_every)
             case "drift":
-                return Bank(self.false_alarm_every, SHIFTS[:1], is_two_sided=True)
+                return Bank(self.false_alarm_every, is_two_sided=True)
             case "stall":
                 return Still()
         return None

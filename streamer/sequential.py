@@ -77,29 +77,29 @@ class Bank:
     arl: float
     shifts: tuple[float, ...] = SHIFTS
     is_two_sided: bool = False
-    _limits: NDArray[np.float64] = field(init=False)
-    _slack: NDArray[np.float64] = field(init=False)
-    _sign: NDArray[np.float64] = field(init=False)
+    limits: NDArray[np.float64] = field(init=False)
+    slack: NDArray[np.float64] = field(init=False)
+    signs: NDArray[np.float64] = field(init=False)
     _sums: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         signs = (1.0, -1.0) if self.is_two_sided else (1.0,)
         share = self.arl * len(self.shifts) * len(signs)
-        self._limits = np.array([threshold(shift, share) for _ in signs for shift in self.shifts])
-        self._slack = np.array([shift / 2 for _ in signs for shift in self.shifts])
-        self._sign = np.array([sign for sign in signs for _ in self.shifts])
-        self._sums = np.zeros(len(self._limits))
+        self.limits = np.array([threshold(shift, share) for _ in signs for shift in self.shifts])
+        self.slack = np.array([shift / 2 for _ in signs for shift in self.shifts])
+        self.signs = np.array([one for one in signs for _ in self.shifts])
+        self._sums = np.zeros(len(self.limits))
 
     def see(self, score: float) -> float:
         """The largest CUSUM over its limit after this score: beyond 1 is an alarm. A score that is not known (NaN)
         changes nothing."""
         if not math.isnan(score):
             bounded = min(max(score, -MOST), MOST)
-            self._sums = np.minimum(np.maximum(self._sums + self._sign * bounded - self._slack, 0), 1.2 * self._limits)
-        return float((self._sums / self._limits).max())
+            self._sums = np.minimum(np.maximum(self._sums + self.signs * bounded - self.slack, 0), 1.2 * self.limits)
+        return float((self._sums / self.limits).max())
 
     def start_over(self) -> None:
-        self._sums = np.zeros(len(self._limits))
+        self._sums = np.zeros(len(self.limits))
 
 
 @dataclass(slots=True)

@@ -221,7 +221,7 @@ class Saxs(Analysis):
             number=frame.number,
             quantities=_quantities(profile, self.sigma)
             | _shape(self._grid / self._to_grid, I, sigma, self.unit)
-            | _against(I, sigma, reference, self._beside.stability),
+            | against(I, sigma, reference, self._beside.stability),
             inputs={"curve": channels(I, sigma, reference, stability=self._beside.stability)},
             channel=frame.channel,
             start_s=frame.start_s,
@@ -451,7 +451,7 @@ def _shape(
     }
 
 
-def _against(
+def against(
     I: NDArray[np.float64], sigma: NDArray[np.float64], reference: Reference | None, stability: float
 ) -> dict[str, Quantity]:
     if reference is None:

@@ -1,0 +1,112 @@
+"""How the rules that remember behave: false alarms on frames in order, delays after a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamer.decide import Rule
+from streamer.sequential import SHIFTS, Bank, run_length, threshold
+
+Floats = NDArray[np.floating[Any]]
+
+ALPHA = 5e-5
+"""The default share of false alarms among single frames."""
+EVERY = 1e7
+"""Frames to a false alarm of all sequential rules together, the default."""
+SHARES = {"score": 2.0, "flux": 10.0, "low_q": 10.0, "mid_q": 10.0, "high_q": 10.0, "top_q": 10.0}
+"""Each rule's ARL₀ over EVERY: their rates, 1/2 + 5/10, add up to one in EVERY."""
+FRAMES = 12_000_000
+STREAMS = 2_000
+
+
+def scores_of(surprise: Floats) -> Floats:
+    """Standard normal scores of −log10 p."""
+    from scipy.stats import norm
+
+    found: Floats = norm.isf(np.clip(10.0 ** -np.asarray(surprise, dtype=np.float64), 1e-300, 1 - 1e-9))
+    return found
+
+
+def flux_of(inputs: NDArray[np.float32]) -> Floats:
+    """The scale as a standard score, out of the network's inputs."""
+    excess: Floats = np.sinh(inputs[:, 7].sum(-1) / np.maximum(inputs[:, 2].sum(-1), 1))
+    return excess
+
+
+def alarms(scores: Floats, bank: Bank, frames: int, g: np.random.Generator) -> int:
+    """False alarms of a bank on `frames` scores drawn with replacement, in STREAMS streams; each alarm starts it over."""
+    sums, count = np.zeros((STREAMS, len(bank.limits))), 0
+    for _ in range(frames // STREAMS):
+        x = g.choice(scores, STREAMS)[:, None]
+        sums = np.maximum(sums + bank.signs * x - bank.slack, 0)
+        fired = (sums > bank.limits).any(-1)
+        count += int(fired.sum())
+        sums[fired] = 0
+    return count
+
+
+def rules() -> tuple[Rule, ...]:
+    """The default rules of `saxs` that remember, and the one for a single frame."""
+    remembering = (
+        Rule(
+            name=f"{quantity}_changed",
+            watch=f"saxs.{quantity}",
+            test="step" if quantity == "score" else "drift",
+            false_alarm_every=EVERY * share,
+        )
+        for quantity, share in SHARES.items()
+    )
+    single = Rule(name="strange_frame", watch="saxs.novelty", above=-math.log10(ALPHA))
+    return (single, *remembering)
+
+
+def false_alarms(surprise: Floats, flux: Floats, bands: Floats, *, seed: int, frames: int = FRAMES) -> dict[str, Any]:
+    """Of all rules together at their defaults, per 10⁶ frames, on shuffled scores of frames in order."""
+    g = np.random.default_rng(seed)
+    columns = dict(zip(SHARES, (scores_of(surprise), flux, *np.asarray(bands, dtype=np.float64).T), strict=True))
+    found = {
+        name: alarms(columns[name], Bank(EVERY * share, is_two_sided=name != "score"), frames, g)
+        for name, share in SHARES.items()
+    }
+    total = sum(found.values())
+    return {
+        "sequential_false_alarms": found,
+        "sequential_false_alarms_per_1e6": 1e6 * total / frames,
+        "n_sequential_false_alarms_per_1e6": frames,
+        "sequential_arl": EVERY,
+    }
+
+
+def delays(*, seed: int, arl: float = 1e6, runs: int = 20_000) -> dict[str, Any]:
+    """Mean delay of one bank after a step, over the delay in theory of the one CUSUM that was made for that step."""
+    g = np.random.default_rng(seed)
+    ratio, mean = {}, {}
+    for shift in SHIFTS:
+        theory = run_length(shift, threshold(shift, arl), mean=shift)
+        mean[f"{shift:g}"] = round(_delay(Bank(arl), shift, runs, g), 3)
+        ratio[f"{shift:g}"] = round(mean[f"{shift:g}"] / theory, 4)
+    return {
+        "delay_frames": mean,
+        "delay_ratio": ratio,
+        "delay_ratio_max": max(ratio.values()),
+        "n_delay_ratio_max": runs,
+        "delay_arl": arl,
+    }
+
+
+def _delay(bank: Bank, shift: float, runs: int, g: np.random.Generator) -> float:
+    """From a bank that begins at 0, as in the theory."""
+    sums, frames = np.zeros((runs, len(bank.limits))), np.zeros(runs)
+    running = np.ones(runs, dtype=bool)
+    while running.any():
+        x = g.normal(shift, 1, int(running.sum()))[:, None]
+        frames[running] += 1
+        sums[running] = np.maximum(sums[running] + bank.signs * x - bank.slack, 0)
+        running &= ~(sums > bank.limits).any(-1)
+    return float(frames.mean())
+
+
