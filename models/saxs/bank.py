@@ -127,44 +127,41 @@ class Bank(nn.Module):
         super().__init__()
         order = torch.argsort(templates.label, stable=True)
         self.register_buffer("curves", templates.curves[order])
+        self.register_buffer("squares", templates.curves[order] ** 2)
         self.register_buffer("tangents", templates.tangents[order].half())
-        self.register_buffer("log_prior", templates.log_prior[order])
+        # Every class gets as many places as the largest has, so that one reduction serves all of them.
         counts = [int((templates.label == c).sum()) for c in range(1, len(CLASSES))]
-        self.slices = [slice(sum(counts[:c]), sum(counts[: c + 1])) for c in range(DEFECTS)]
+        place = torch.zeros(DEFECTS, max(counts), dtype=torch.int64)
+        log_prior = torch.full(place.shape, -1e4)
+        for c, n in enumerate(counts):
+            first = sum(counts[:c])
+            place[c] = min(first, len(order) - 1)
+            place[c, :n] = first + torch.arange(n)
+            log_prior[c, :n] = templates.log_prior[order][first : first + n]
+        self.register_buffer("place", place.flatten())
+        self.register_buffer("log_prior", log_prior)
+        self.register_buffer("is_known", (torch.tensor(counts) > 0).float())
 
     def forward(self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, noise: Tensor | None = None) -> Explained:
         """z: (b, 128) whitened, the scale's excess along flux included. weight: (b, 128) 1/√v, 0 where not known.
         flux: (b, 128) û. kappa: (b, 1). noise: (b, 1) f, by which all are divided; None measures it from what the
         likeliest explanation leaves. On a common factor in weight nothing depends."""
-        along = (weight * flux) @ self.curves.T
+        found = torch.stack((weight * z, weight * flux), 1) @ self.curves.T
+        along = found[:, 1]
         down = (1 - kappa) * (z * flux).sum(-1, keepdim=True)
-        norm2 = (weight**2) @ (self.curves**2).T - (1 - kappa**2) * along**2
-        t = ((weight * z) @ self.curves.T - down * along) / norm2.clamp(min=1e-20).sqrt()
-        best, index = [], []
-        for part in self.slices:
-            if part.start == part.stop:
-                best.append(torch.zeros_like(t[:, 0]))
-                index.append(torch.zeros_like(t[:, 0], dtype=torch.int64))
-                continue
-            top, where = t[:, part].max(-1)
-            best.append(top)
-            index.append(where + part.start)
-        t_best = torch.stack(best, 1)
-        gain, residual = self._refined(z, weight, flux, kappa, torch.stack(index, 1), t_best)
-        noise = (
-            scatter(likeliest(gain, torch.cat((z[:, None], residual), 1)), (weight > 0).to(z.dtype))
-            if noise is None
-            else noise
-        )
-        t, t_best, gain = t / noise, t_best / noise, gain / noise**2
-        evidence = torch.stack([self._evidence(t, part) for part in self.slices], 1)
+        norm2 = (weight**2) @ self.squares.T - (1 - kappa**2) * along**2
+        t = (found[:, 0] - down * along) / norm2.clamp(min=1e-20).sqrt()
+        t = t[:, self.place].unflatten(-1, self.log_prior.shape) * self.is_known[:, None]
+        t_best, top = t.max(-1)
+        chosen = self.place.reshape(self.log_prior.shape)[torch.arange(DEFECTS), top]
+        gain, residual = self._refined(z, weight, flux, kappa, chosen, t_best)
+        whole = torch.cat((z[:, None], residual), 1)
+        if noise is None:
+            noise = scatter(likeliest(gain, whole), (weight > 0).to(z.dtype))
+        t, t_best, gain = t / noise[..., None], t_best / noise, gain / noise**2
+        evidence = torch.logsumexp(log_marginal(t) + self.log_prior, -1)
         refined = evidence + (gain - t_best.clamp(min=0) ** 2).clamp(min=0) / 2
-        return Explained(t_best, refined, gain, torch.cat((z[:, None], residual), 1) / noise[:, None], noise)
-
-    def _evidence(self, t: Tensor, part: slice) -> Tensor:
-        if part.start == part.stop:
-            return torch.full_like(t[:, 0], -20.0)
-        return torch.logsumexp(log_marginal(t[:, part]) + self.log_prior[part], -1)
+        return Explained(t_best, refined.clamp(min=-20.0), gain, whole / noise[:, None], noise)
 
     def _refined(
         self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, chosen: Tensor, t: Tensor
@@ -219,10 +216,10 @@ def solve(G: Tensor, right: Tensor) -> Tensor:
     """G⁻¹ right for symmetric positive G (…, n, n), by elimination written out: a graph has no solver."""
     n = right.shape[-1]
     rows = torch.cat((G, right[..., None]), -1)
+    unit = torch.eye(n)
     for k in range(n):
         pivot = rows[..., k : k + 1, :] / rows[..., k : k + 1, k : k + 1]
-        others = rows - rows[..., k : k + 1] * pivot
-        rows = torch.cat((others[..., :k, :], pivot, others[..., k + 1 :, :]), -2)
+        rows = rows - (rows[..., k : k + 1] - unit[k][:, None]) * pivot
     return rows[..., n]
 
 

@@ -111,10 +111,10 @@ def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tupl
     density = torch.cat([exported.density(part) for part in said.embedding.split(4096)])
     scores = torch.cat((density[:, None], said.scores[:, 1:]), -1)[clean]
     known = torch.stack([table(scores[:, k]) for k in range(2)])
-    both = fuse(torch.stack([surprise(scores[:, k], known[k]) for k in range(2)], -1))
+    both = fuse(surprise(scores[:, :2], known))
     in_order = torch.cat([answers(exported, shard).scores for shard in normal])
     tables = torch.stack([table(in_order[:, k]) for k in range(3)])
-    together = fuse(torch.stack([surprise(in_order[:, k], tables[k]) for k in range(3)], -1))
+    together = fuse(surprise(in_order[:, :3], tables))
     alone = density[(mixed.D_fault == 0) & ~mixed.has_reference & (mixed.label == 0)]
     calibration = Calibration(
         temperature,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.saxs.bank import DEFECTS, Bank, likeliest, stability_factor
+from models.saxs.instruments import GRID
 
 WIDTHS = (1, 2, 4, 8, 16)
 """Points of the grid over which residuals are summed: what is wrong may be one point, or a slow bend."""
@@ -34,6 +35,10 @@ class Evidence(nn.Module):
     def __init__(self, bank: Bank) -> None:
         super().__init__()
         self.bank = bank
+        points = len(GRID)
+        windows = [torch.eye(points // width).repeat_interleave(width, 0) for width in WIDTHS]
+        self.register_buffer("windows", torch.cat(windows, 1))
+        self.register_buffer("widths", torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([w.shape[1] for w in windows]), 0))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         known = x[:, 4]
@@ -48,20 +53,17 @@ class Evidence(nn.Module):
         noise = said.noise
         left = likeliest(said.gain, said.residual)
         plain = z / noise
-        normal_of_plain, peak_of_plain = _structure(plain, known)
-        normal_of_left, peak_of_left = _structure(left, known)
+        normal, peak = self._structure(torch.stack((plain, left), 1), known)
         everything = torch.cat((torch.zeros_like(count), said.evidence), -1)
         posterior = (everything - torch.logsumexp(everything, -1, keepdim=True)).clamp(min=-20)
         behind = said.gain.amax(-1, keepdim=True) - said.gain
+        shape = torch.asinh(torch.cat((normal, peak), -1)) / 2
         features = torch.cat(
             (
                 posterior / 4,
                 torch.asinh(said.t / 3),
                 torch.log1p(behind) / 3,
-                torch.asinh(normal_of_plain) / 2,
-                torch.asinh(peak_of_plain) / 2,
-                torch.asinh(normal_of_left) / 2,
-                torch.asinh(peak_of_left) / 2,
+                shape.flatten(1),
                 torch.asinh(scale / noise) / 2,
                 kappa,
                 noise.log(),
@@ -71,30 +73,30 @@ class Evidence(nn.Module):
             ),
             -1,
         )
-        residual = _pooled(normal_of_left, peak_of_left)
-        distance = torch.cat((_terms(normal_of_plain, peak_of_plain), (scale / noise) ** 2 / 2, said.evidence), -1)
+        # The peak pays for the points it was chosen from.
+        terms = torch.cat((normal.clamp(min=0) ** 2 / 2, peak**2 / 2 - math.log(128)), -1).clamp(max=1e4)
+        residual = torch.logsumexp(terms[:, 1], -1) - math.log(terms.shape[-1])
+        distance = torch.cat((terms[:, 0], (scale / noise) ** 2 / 2, said.evidence), -1)
         pooled = torch.logsumexp(distance, -1) - math.log(distance.shape[-1])
         D = said.gain.amax(-1).sqrt()
         scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), D[:, None]), -1)
         return torch.where(has > 0, features, torch.zeros_like(features)), scores * has
 
+    def _structure(self, r: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Normal scores of the mean squares of r (b, k, 128) summed over WIDTHS points, (b, k, 5), and of its greatest
+        |r|, (b, k, 1).
 
-def _structure(r: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal scores of the mean squares of r summed over WIDTHS points, (b, 5), and of its greatest |r|, (b, 1).
-
-    A mean of n squares becomes a normal score by Wilson and Hilferty's cube root (PNAS 17 (1931) 684). Its σ is in
-    units of √(2/9n).
-    """
-    scores = []
-    for width in WIDTHS:
-        total = nn.functional.avg_pool1d((r * known)[:, None], width)[:, 0] * width
-        n = nn.functional.avg_pool1d(known[:, None], width)[:, 0] * width
+        A mean of n squares becomes a normal score by Wilson and Hilferty's cube root (PNAS 17 (1931) 684). Its σ is in
+        units of √(2/9n).
+        """
+        r = r * known[:, None]
+        total = r @ self.windows
+        n = (known @ self.windows)[:, None]
         is_there = (n > 0.5).to(r.dtype)
-        cells = is_there.sum(-1, keepdim=True).clamp(min=1)
-        mean = (total**2 / n.clamp(min=1) * is_there).sum(-1, keepdim=True) / cells
+        cells = (is_there @ self.widths).clamp(min=1)
+        mean = (total**2 / n.clamp(min=1) * is_there) @ self.widths / cells
         spread = 2 / (9 * cells)
-        scores.append((mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt())
-    return torch.cat(scores, -1), (r * known).abs().amax(-1, keepdim=True)
+        return (mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt(), r.abs().amax(-1, keepdim=True)
 
 
 def _bands(r: Tensor, known: Tensor) -> Tensor:
@@ -103,11 +105,3 @@ def _bands(r: Tensor, known: Tensor) -> Tensor:
     return (r * known).unflatten(-1, (BANDS, -1)).sum(-1) / n.clamp(min=1).sqrt()
 
 
-def _terms(normal: Tensor, peak: Tensor) -> Tensor:
-    """Exponents of the pooled evidence; the peak pays for the points it was chosen from."""
-    return torch.cat((normal.clamp(min=0) ** 2 / 2, peak**2 / 2 - math.log(128)), -1).clamp(max=1e4)
-
-
-def _pooled(normal: Tensor, peak: Tensor) -> Tensor:
-    terms = _terms(normal, peak)
-    return torch.logsumexp(terms, -1) - math.log(terms.shape[-1])

@@ -94,7 +94,7 @@ def write_head(build: Path, name: str) -> None:
         clean = (shard.D_fault == 0) & shard.has_reference
         scores = answers(whole, shard).scores[clean, :2]
         known = torch.stack([table(scores[:, k]) for k in range(2)])
-        both = fuse(torch.stack([surprise(scores[:, k], known[k]) for k in range(2)], -1))
+        both = fuse(surprise(scores[:, :2], known))
         parts |= {"means": means, "factors": factors, "log_weights": weights, "known": torch.cat((known, table(both)[None]))}
     training.write_checkpoint(HEADS / f"{name}.pt", **parts)
 

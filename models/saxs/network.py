@@ -165,10 +165,10 @@ def identity(embedding: int) -> Calibration:
 
 
 def surprise(score: Tensor, table: Tensor) -> Tensor:
-    """−log10 p of a score: piecewise linear between the knots of table (2, knots), flat outside. (b,) → (b,)."""
-    x, y = table
-    step = ((score[:, None] - x[:-1]) / (x[1:] - x[:-1]).clamp(min=1e-9)).clamp(0, 1)
-    return y[0] + (step * (y[1:] - y[:-1])).sum(-1)
+    """−log10 p of scores (b, n): piecewise linear between the knots of their tables (n, 2, KNOTS), flat outside."""
+    x, y = table[:, 0], table[:, 1]
+    step = ((score[..., None] - x[:, :-1]) / (x[:, 1:] - x[:, :-1]).clamp(min=1e-9)).clamp(0, 1)
+    return y[:, 0] + (step * (y[:, 1:] - y[:, :-1])).sum(-1)
 
 
 def fuse(parts: Tensor) -> Tensor:
@@ -270,8 +270,12 @@ class Exported(nn.Module):
         classes, faulty, anomaly = p.mean(0), f.mean(0), any_of_it.mean(0)
         total, aleatoric = _entropy(classes), _entropy(p).mean(0)
         has = x[:, 4].sum(-1) > 0
-        normal = torch.stack([surprise(scores[:, k], self.normal[k]) for k in range(3)], -1)
-        known = torch.stack([surprise(scores[:, k], self.known[k]) for k in range(2)], -1)
+        # One table each for: density, residual, reference distance; density alone; density, residual of what is known.
+        asked = torch.cat((scores[:, :3], scores[:, :1], scores[:, :2], scores[:, 3:-1].abs()), -1)
+        tables = torch.cat((self.normal[:3], self.alone[None], self.known[:2], self.bands))
+        said = surprise(asked, tables)
+        fusions = torch.stack((fuse(said[:, :3]), fuse(said[:, 4:6])), -1)
+        together = surprise(fusions, torch.stack((self.normal[3], self.known[2])))
         return (
             classes,
             _spread(p, classes),
@@ -283,12 +287,10 @@ class Exported(nn.Module):
             aleatoric,
             (total - aleatoric).clamp(min=0),
             scores[:, :3],
-            torch.stack(
-                [scores[:, 3 + k].sign() * surprise(scores[:, 3 + k].abs(), self.bands[k]) for k in range(BANDS)], -1
-            ),
+            scores[:, 3:-1].sign() * said[:, 6:],
             scores[:, -1],
-            torch.where(has, surprise(fuse(normal), self.normal[3]), surprise(scores[:, 0], self.alone)),
-            surprise(fuse(known), self.known[2]),
+            torch.where(has, together[:, 0], said[:, 3]),
+            together[:, 1],
             embedding,
         )
 

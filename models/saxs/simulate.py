@@ -133,6 +133,10 @@ class Scene:
         own = {name: getattr(self, name)[rows] for name in ("sample", "truth", "norm", "ratio")}
         return replace(self, **own)
 
+    def repeat(self, n: int) -> Self:
+        """The same sample n times; of a scene of one row."""
+        return self[torch.zeros(n, dtype=torch.int64)]
+
     def variance(self, I: Tensor) -> Tensor:
         """True variance of I − I_ref for a frame whose mean is I, (b, 128); infinite where nothing is measured."""
         one = self._variance_of(I, self.norm) + (self.instrument.systematic * I) ** 2

@@ -92,15 +92,20 @@ def train(
     checkpoint: Path,
     *,
     peak: float = LEARNING_RATE,
+    stop_after: int | None = None,
 ) -> float:
-    """Train in place, going on from the checkpoint if there is one. Returns the seconds it took."""
+    """Train in place, going on from the checkpoint if there is one. Returns the seconds it took.
+
+    stop_after: end early, after so many steps of the plan for `steps`.
+    """
     run = Run(network.train(), torch.optim.Adam(network.parameters(), lr=peak), g)
     if checkpoint.exists():
         run.read(checkpoint)
+    last = stop_after or steps
     begun, seen = time.monotonic() - run.seconds, 0.0
     with training.progress(checkpoint.stem, steps) as advance:
         advance(run.step)
-        while run.step < steps:
+        while run.step < last:
             batch = next(curves)
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(run.step, steps, peak)
@@ -112,7 +117,7 @@ def train(
             seen = value.item() if run.step == 0 else 0.99 * seen + 0.01 * value.item()
             run.step, run.seconds = run.step + 1, time.monotonic() - begun
             advance(1, f"loss {seen:.3f}")
-            if run.step % CHECKPOINT_EVERY == 0 or run.step == steps:
+            if run.step % CHECKPOINT_EVERY == 0 or run.step == last:
                 run.write(checkpoint)
                 print(f"{checkpoint.stem} step {run.step} of {steps}: loss {seen:.4f}, {run.seconds:.0f} s", flush=True)
     return run.seconds

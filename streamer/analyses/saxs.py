@@ -3,6 +3,7 @@
 What is published of a frame:
 
     profile        I ± σ on q: counts per pixel, corrected for solid angle, polarisation and flat; no absolute scale
+    curve          the same on the model's grid of q
     total          mean counts per pixel in the q range ± σ: falls with the beam
     invalid, saturated   fractions of its pixels not measured in this frame, and above the detector's saturation
     rg, i0, porod  Guinier's Rg (1/unit of q) and I(0), exponent of the power law behind, all ± σ (`reduce.shape`)
@@ -134,7 +135,7 @@ class Saxs(Analysis):
         *("class", "probability", *CLASSES, *FAULTS, "anomaly", "entropy", "aleatoric", "epistemic"),
         *("has_reference", "novelty", "score", "unknown", *BESIDE, "cormap", "changed"),
     )
-    curves = ("profile",)
+    curves = ("profile", "curve")
 
     def __init__(
         self,
@@ -203,6 +204,11 @@ class Saxs(Analysis):
             self._build(geometry, previous)
         self._geometry = geometry
 
+    @property
+    def grid(self) -> NDArray[np.float64]:
+        """The model's q, (m,) in the unit of its card."""
+        return self._grid
+
     def accepts(self, frame: Frame) -> bool:
         if self._chosen_channel is None:
             self._chosen_channel = frame.channel
@@ -220,6 +226,7 @@ class Saxs(Analysis):
             series=frame.series,
             number=frame.number,
             quantities=_quantities(profile, self.sigma)
+            | {"curve": Quantity(I, sigma, axes={"q": (self._grid / self._to_grid, self.unit)})}
             | _shape(self._grid / self._to_grid, I, sigma, self.unit)
             | against(I, sigma, reference, self._beside.stability),
             inputs={"curve": channels(I, sigma, reference, stability=self._beside.stability)},
@@ -233,7 +240,7 @@ class Saxs(Analysis):
         if outputs is not None:
             quantities |= judged(outputs, self._beside.novelty, has_reference=bool(quantities["has_reference"].value))
             quantities |= self._memory.of(quantities)
-            self._beside.learn(quantities, self._to_grid)
+            self._beside.learn(quantities)
         return Result(
             analysis=self.name,
             series=reduced.series,
@@ -360,15 +367,14 @@ class Beside:
                     return None
         return self._reference
 
-    def learn(self, quantities: Mapping[str, Quantity], to_grid: float) -> None:
+    def learn(self, quantities: Mapping[str, Quantity]) -> None:
         """Let a frame in order into the sliding reference; it is used once as many are there as were asked for."""
         novelty = float(quantities["novelty"].value)
         if not self.sliding_frames or self._reference is None or not novelty < IN_ORDER:
             return
-        profile = quantities["profile"]
-        q = profile.axes["q"][0] * to_grid
+        curve = quantities["curve"]
         with self._changing:
-            self._last.append(on_grid(q, np.array(profile.value), np.array(profile.sigma), self.grid))
+            self._last.append((np.asarray(curve.value), np.asarray(curve.sigma)))
             if len(self._last) == self.sliding_frames:
                 self._reference = gather(self._last)
 
