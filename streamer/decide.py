@@ -37,6 +37,11 @@ Evidence = Mapping[str, float | int | str | list[float] | list[int]]
 EVIDENCE_FRAMES = 100  # an alarm travels to every output at once: it names this many frames at most, the latest ones
 
 
+HALF_FORGOTTEN = 0.5
+"""Of its limit: where a sum that remembers lets its alarm end, if the rule does not say. It falls slowly once all is
+well again, and flickers about the limit while all is not."""
+
+
 class Verdict(enum.Enum):
     """What one frame tells one rule."""
 
@@ -112,7 +117,9 @@ class Rule:
     def clear_limit(self) -> float:
         """The value at which the alarm may end."""
         given = self.clear_below if self.side > 0 else self.clear_above
-        return self.limit if given is None else given
+        if given is not None:
+            return given
+        return HALF_FORGOTTEN if self.test in ("step", "drift") else self.limit
 
     @property
     def frames_to_end(self) -> int:
@@ -182,7 +189,7 @@ class Rule:
         if self.clear_frames is not None and self.clear_frames < 1:
             yield f"key 'clear_frames': found {self.clear_frames}, expected 1 or more"
         if self.test != "limit" and self.sigma:
-            yield f"key 'sigma': found {self.sigma} beside test = '{self.test}', expected none: a score has its σ within it"
+            yield f"key 'sigma': found {self.sigma} beside test = '{self.test}', expected none: its σ is within"
         if not self.false_alarm_every >= 100:
             yield f"key 'false_alarm_every': found {self.false_alarm_every:g} frames, expected 100 or more"
 

@@ -77,7 +77,7 @@ class Evidence(nn.Module):
         terms = torch.cat((normal.clamp(min=0) ** 2 / 2, peak**2 / 2 - math.log(128)), -1).clamp(max=1e4)
         residual = torch.logsumexp(terms[:, 1], -1) - math.log(terms.shape[-1])
         distance = torch.cat((terms[:, 0], (scale / noise) ** 2 / 2, said.evidence), -1)
-        pooled = torch.logsumexp(distance, -1) - math.log(distance.shape[-1])
+        pooled = torch.logsumexp(distance.clamp(max=1e4), -1) - math.log(distance.shape[-1])
         D = said.gain.amax(-1).sqrt()
         scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), D[:, None]), -1)
         return torch.where(has > 0, features, torch.zeros_like(features)), scores * has

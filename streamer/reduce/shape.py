@@ -49,22 +49,20 @@ class Guinier:
 def guinier(q: Floats, I: Floats, sigma: Floats) -> Guinier:
     """ln I = ln I(0) − q²Rg²/3 from the lowest q up to q·Rg = 1.3. q, I, sigma: (n,), NaN where not measured.
 
-    The range follows from Rg and Rg from the range: it is narrowed, from all points, until both agree. Where the lowest
-    points rise too little to tell a slope from 0 by 3σ there is no Rg.
+    The range follows from Rg and Rg from the range: it is narrowed, from all points, until it lies within. Where the
+    lowest points rise too little to tell a slope from 0 by 3σ there is no Rg.
     """
     x, y, w = _significant(q, I, sigma)
     last = len(x)
-    for _ in range(20):
+    while last >= LEAST_POINTS:
         line = _fit(x[:last] ** 2, y[:last], w[:last])
         if not line.slope < 0:
             break
         rg = math.sqrt(-3 * line.slope)
         reach = int(np.searchsorted(x, GUINIER_LIMIT / rg, side="right"))
-        if reach == last:
+        if reach >= last:
             return _concluded(line, rg, last)
-        last = max(reach, LEAST_POINTS) if reach < last else min(reach, last + 2)
-        if last == LEAST_POINTS and reach < LEAST_POINTS:
-            break
+        last = reach
     return Guinier()
 
 

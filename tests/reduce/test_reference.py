@@ -13,7 +13,7 @@ from streamer.reduce.reference import CHANNELS, SYSTEMATIC, Reference, channels,
 
 GRID = log_grid(0.05, 5.0, 128)
 CURVE = 100 * GRID**-2 + 3
-SIGMA = np.sqrt(CURVE) / 10
+SIGMA = 0.02 * CURVE + 0.05
 REFERENCE = Reference(CURVE, SIGMA / 10)
 
 
