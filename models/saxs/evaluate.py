@@ -260,7 +260,7 @@ def on_mixture(found: Figures, name: str) -> Figures:
 
 def on_normal(found: Figures) -> Figures:
     n = len(found["surprise"])
-    alarms = int((found["surprise"] > -math.log10(sequence.ALPHA)).sum())
+    alarms = int(sequence.is_alarm(found["surprise"], found["flux"]).sum())
     return {
         "alpha": sequence.ALPHA,
         "false_alarms": alarms,

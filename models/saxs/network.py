@@ -181,7 +181,8 @@ class Exported(nn.Module):
     """What goes into model.onnx: physics, trunk, and `draws` frozen draws of the variational layers.
 
     (b, 8, 128) → classes, classes_sigma (b, 7): mean and standard deviation of the probabilities over the draws; faults,
-    faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there; total, aleatoric,
+    faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there, where
+    half of the samples are normal; total, aleatoric,
     epistemic (b,): entropy of the mean, mean of the entropies, their difference, nats; scores (b, 3): density, residual
     and reference distance; bands (b, 4): what is new there, as standard normal scores; detectability (b,); surprise,
     surprise_known (b,): −log10 of the conformal p that a normal frame, or one of
@@ -266,7 +267,7 @@ class Exported(nn.Module):
         logits, embedding, scores = self.parts(x)
         p = torch.softmax(logits[..., :CLASS_COUNT] / self.temperature[0], -1)
         f = torch.sigmoid(logits[..., CLASS_COUNT:] / self.temperature[1])
-        any_of_it = 1 - p[..., 0] * (1 - f).prod(-1)
+        any_of_it = 1 - half_normal(p[..., 0]) * (1 - f).prod(-1)
         classes, faulty, anomaly = p.mean(0), f.mean(0), any_of_it.mean(0)
         total, aleatoric = _entropy(classes), _entropy(p).mean(0)
         has = x[:, 4].sum(-1) > 0
@@ -293,6 +294,12 @@ class Exported(nn.Module):
             together[:, 1],
             embedding,
         )
+
+
+def half_normal(p: Tensor) -> Tensor:
+    """Probability of the normal class where half of the samples are normal: training draws all classes alike."""
+    others = CLASS_COUNT - 1
+    return others * p / (others * p + 1 - p)
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ from streamer.sequential import SHIFTS, Bank, run_length, threshold
 Floats = NDArray[np.floating[Any]]
 
 ALPHA = 5e-5
-"""The default share of false alarms among single frames."""
+"""The default share of false alarms among single frames, of both rules together."""
+ALPHA_NOVELTY, ALPHA_FLUX = 0.8 * ALPHA, 0.2 * ALPHA
+FLUX_LIMIT = 4.4172
+"""|flux| that a standard normal score exceeds with a probability ALPHA_FLUX."""
 EVERY = 1e7
 """Frames to a false alarm of all sequential rules together, the default."""
 SHARES = {"score": 2.0, "flux": 10.0, "low_q": 10.0, "mid_q": 10.0, "high_q": 10.0, "top_q": 10.0}
@@ -50,7 +53,7 @@ def alarms(scores: Floats, bank: Bank, frames: int, g: np.random.Generator) -> i
 
 
 def rules() -> tuple[Rule, ...]:
-    """The default rules of `saxs` that remember, and the one for a single frame."""
+    """The default rules of `saxs`: those for a single frame, and those that remember."""
     remembering = (
         Rule(
             name=f"{quantity}_changed",
@@ -60,8 +63,18 @@ def rules() -> tuple[Rule, ...]:
         )
         for quantity, share in SHARES.items()
     )
-    single = Rule(name="strange_frame", watch="saxs.novelty", above=-math.log10(ALPHA))
-    return (single, *remembering)
+    single = (
+        Rule(name="strange_frame", watch="saxs.novelty", above=-math.log10(ALPHA_NOVELTY)),
+        Rule(name="flux_high", watch="saxs.flux", above=FLUX_LIMIT),
+        Rule(name="flux_low", watch="saxs.flux", below=-FLUX_LIMIT),
+    )
+    return (*single, *remembering)
+
+
+def is_alarm(surprise: Floats, flux: Floats) -> NDArray[np.bool_]:
+    """Which frames the rules for a single frame call strange."""
+    found: NDArray[np.bool_] = (surprise > -math.log10(ALPHA_NOVELTY)) | (np.abs(flux) > FLUX_LIMIT)
+    return found
 
 
 def false_alarms(surprise: Floats, flux: Floats, bands: Floats, *, seed: int, frames: int = FRAMES) -> dict[str, Any]:
