@@ -134,7 +134,7 @@ def demo(
     show = Demo(folder, seconds=seconds, rate=rate, detector=detector, on_note=lambda text: err.print(text))
     view = Blind() if as_json else Terminal()
     if isinstance(view, Terminal):
-        view.show_limits({"saxs.anomaly": 0.9})
+        view.show_limits({"saxs.novelty": 3.0})
     account = show.run(view)
     if as_json:
         print_json(account)
