@@ -372,7 +372,8 @@ def commission(
         return
     out.print(f'{path}: commissioned = "{path}" in [analyse.{analysis}] uses it')
     out.print(
-        f"  {learned.frames} frames; they scatter {what.reference.noise:.2f} times their σ, the flux by {what.stability:.2%}"
+        f"  {learned.frames} frames; they scatter {what.reference.noise:.2f} times their σ, "
+        f"the flux by {what.stability:.2%}"
     )
     reach = f"extrapolated: {limit.frames_needed} frames would measure it" if limit.is_extrapolated else "measured"
     out.print(f"  one false alarm in {1 / alpha:.0f} frames: novelty > {-math.log10(alpha):.2f} ({reach})")

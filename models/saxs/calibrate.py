@@ -26,7 +26,7 @@ RIDGE = 1e-2
 
 @dataclass(frozen=True)
 class Answers:
-    """logits: (draws, n, 14). embedding: (n, e). scores: (n, 1 + SCORES), density first."""
+    """logits: (draws, n, 14). embedding: (n, e). scores: (n, 2 + SCORES)."""
 
     logits: Tensor
     embedding: Tensor
@@ -41,7 +41,7 @@ def answers(exported: Exported, shard: Shard) -> Answers:
         x, features = shard.inputs[part].float(), shard.features[part].float()
         embeddings = exported.embeddings(x, features)
         embedding = embeddings.mean(0)
-        scores = torch.cat((exported.density(embedding)[:, None], shard.scores[part]), -1)
+        scores = exported.all_scores(x, embedding, shard.scores[part])
         rows.append((exported.logits(embeddings, features), embedding, scores))
     logits, embedding, scores = zip(*rows, strict=True)
     return Answers(torch.cat(logits, 1), torch.cat(embedding), torch.cat(scores))
@@ -124,7 +124,7 @@ def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tupl
         torch.cat((tables, table(together)[None])),
         table(alone),
         torch.cat((known, table(both)[None])),
-        torch.stack([normal_table(in_order[:, 3 + k].abs()) for k in range(BANDS)]),
+        torch.stack([normal_table(in_order[:, 3 + k].abs()) for k in range(BANDS + 1)]),
     )
     exported.calibrate(calibration)
     return calibration, len(in_order)

@@ -15,6 +15,8 @@ from models.saxs.instruments import GRID
 
 WIDTHS = (1, 2, 4, 8, 16)
 """Points of the grid over which residuals are summed: what is wrong may be one point, or a slow bend."""
+TOLERANCE = 0.02
+"""Relative: what the nearest template with its tangents misses of a curve of its own class."""
 BANDS = 4
 SCORES = 2 + BANDS + 1
 FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
@@ -53,7 +55,12 @@ class Evidence(nn.Module):
         noise = said.noise
         left = likeliest(said.gain, said.residual)
         plain = z / noise
-        normal, peak = self._structure(torch.stack((plain, left), 1), known)
+        explained = TOLERANCE * (plain - left)
+        nothing = torch.zeros_like(plain)
+        # The bank knows its curves to TOLERANCE: of a bright defect it leaves that much, and it is no news.
+        allowed = torch.stack((nothing, nothing, explained), 1)
+        everywhere, highest = self._structure(torch.stack((plain, left, left), 1), known, allowed)
+        normal, peak = everywhere[:, :2], highest[:, :2]
         everything = torch.cat((torch.zeros_like(count), said.evidence), -1)
         posterior = (everything - torch.logsumexp(everything, -1, keepdim=True)).clamp(min=-20)
         behind = said.gain.amax(-1, keepdim=True) - said.gain
@@ -74,29 +81,30 @@ class Evidence(nn.Module):
             -1,
         )
         # The peak pays for the points it was chosen from.
-        terms = torch.cat((normal.clamp(min=0) ** 2 / 2, peak**2 / 2 - math.log(128)), -1).clamp(max=1e4)
-        residual = torch.logsumexp(terms[:, 1], -1) - math.log(terms.shape[-1])
+        terms = torch.cat((everywhere.clamp(min=0) ** 2 / 2, highest**2 / 2 - math.log(128)), -1).clamp(max=1e4)
+        residual = torch.logsumexp(terms[:, 2], -1) - math.log(terms.shape[-1])
         distance = torch.cat((terms[:, 0], (scale / noise) ** 2 / 2, said.evidence), -1)
         pooled = torch.logsumexp(distance.clamp(max=1e4), -1) - math.log(distance.shape[-1])
         D = said.gain.amax(-1).sqrt()
         scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), D[:, None]), -1)
         return torch.where(has > 0, features, torch.zeros_like(features)), scores * has
 
-    def _structure(self, r: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    def _structure(self, r: Tensor, known: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Normal scores of the mean squares of r (b, k, 128) summed over WIDTHS points, (b, k, 5), and of its greatest
-        |r|, (b, k, 1).
+        |r|, (b, k, 1). allowed: (b, k, 128) errors that all neighbours may share, added to the variance.
 
         A mean of n squares becomes a normal score by Wilson and Hilferty's cube root (PNAS 17 (1931) 684). Its σ is in
         units of √(2/9n).
         """
         r = r * known[:, None]
-        total = r @ self.windows
+        total, allowed = r @ self.windows, (allowed * known[:, None]).abs()
+        shared = (allowed @ self.windows) ** 2
         n = (known @ self.windows)[:, None]
         is_there = (n > 0.5).to(r.dtype)
         cells = (is_there @ self.widths).clamp(min=1)
-        mean = (total**2 / n.clamp(min=1) * is_there) @ self.widths / cells
+        mean = (total**2 / (n.clamp(min=1) + shared) * is_there) @ self.widths / cells
         spread = 2 / (9 * cells)
-        return (mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt(), r.abs().amax(-1, keepdim=True)
+        return (mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt(), (r.abs() / (1 + allowed)).amax(-1, keepdim=True)
 
 
 def _bands(r: Tensor, known: Tensor) -> Tensor:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.saxs.bank import Templates, typical
 from models.saxs.calibrate import answers, calibrate, from_folder, gaussians, table
 from models.saxs.network import CLASS_COUNT, Calibration, Exported, Network, fuse, identity, surprise
 from models.saxs.pool import Shard
+from models.saxs.simulate import Curves
 
 FOLDERS = {"fast": train.FOLDER, "faithful": train.FOLDER.parent / "saxs_faithful"}
 HEADS = train.FOLDER / "heads"
@@ -47,10 +49,15 @@ def exported(build: Path, name: str, normal: Iterator[Shard]) -> tuple[Exported,
 
 def held_out(without: int | None = None) -> Shard:
     """Curves of the training mix that took no part in training."""
-    curves = pool.make(pool.CALIBRATION_SEED)
+    curves = _calibration_curves()
     if without is not None:
         curves = curves[torch.nonzero(curves.label != without)[:, 0]]
     return Shard.of(curves, pool.evidence(without))
+
+
+@functools.cache
+def _calibration_curves() -> Curves:
+    return pool.make(pool.CALIBRATION_SEED)
 
 
 def write(build: Path, name: str) -> None:

@@ -160,7 +160,7 @@ def identity(embedding: int) -> Calibration:
         torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
         torch.stack((ramp, ramp)),
         torch.stack((ramp, ramp))[None].repeat(3, 1, 1),
-        torch.stack((ramp, ramp))[None].repeat(BANDS, 1, 1),
+        torch.stack((ramp, ramp))[None].repeat(BANDS + 1, 1, 1),
     )
 
 
@@ -184,7 +184,8 @@ class Exported(nn.Module):
     faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there, where
     half of the samples are normal; total, aleatoric,
     epistemic (b,): entropy of the mean, mean of the entropies, their difference, nats; scores (b, 3): density, residual
-    and reference distance; bands (b, 4): what is new there, as standard normal scores; detectability (b,); surprise,
+    and reference distance; bands (b, 5): what is new there, and the scale, as standard
+    normal scores; detectability (b,); surprise,
     surprise_known (b,): −log10 of the conformal p that a normal frame, or one of
     anything known, is as strange; embedding (b, e).
     """
@@ -257,11 +258,16 @@ class Exported(nn.Module):
         return -torch.logsumexp(self.log_weights - distance / 2, -1) / e
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (draws, b, 14), embedding (b, e), scores (b, 1 + SCORES): density first."""
+        """Logits (draws, b, 14), embedding (b, e), scores (b, 2 + SCORES), see `all_scores`."""
         features, scores = self.evidence(x)
         embeddings = self.embeddings(x, features)
         embedding = embeddings.mean(0)
-        return self.logits(embeddings, features), embedding, torch.cat((self.density(embedding)[:, None], scores), -1)
+        return self.logits(embeddings, features), embedding, self.all_scores(x, embedding, scores)
+
+    def all_scores(self, x: Tensor, embedding: Tensor, scores: Tensor) -> Tensor:
+        """Density, then what physics says (`Evidence`), with the excess of the scale before the last: (b, 2 + SCORES)."""
+        excess = torch.sinh(x[:, 7].sum(-1, keepdim=True) / x[:, 2].sum(-1, keepdim=True).clamp(min=1))
+        return torch.cat((self.density(embedding)[:, None], scores[:, :-1], excess, scores[:, -1:]), -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         logits, embedding, scores = self.parts(x)

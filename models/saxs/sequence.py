@@ -20,7 +20,7 @@ FLUX_LIMIT = 4.4172
 """|flux| that a standard normal score exceeds with a probability ALPHA_FLUX."""
 EVERY = 1e7
 """Frames to a false alarm of all sequential rules together, the default."""
-SHARES = {"score": 2.0, "flux": 10.0, "low_q": 10.0, "mid_q": 10.0, "high_q": 10.0, "top_q": 10.0}
+SHARES = {"score": 2.0, "low_q": 10.0, "mid_q": 10.0, "high_q": 10.0, "top_q": 10.0, "flux": 10.0}
 """Each rule's ARL₀ over EVERY: their rates, 1/2 + 5/10, add up to one in EVERY."""
 FRAMES = 12_000_000
 STREAMS = 2_000
@@ -32,12 +32,6 @@ def scores_of(surprise: Floats) -> Floats:
 
     found: Floats = norm.isf(np.clip(10.0 ** -np.asarray(surprise, dtype=np.float64), 1e-300, 1 - 1e-9))
     return found
-
-
-def flux_of(inputs: NDArray[np.float32]) -> Floats:
-    """The scale as a standard score, out of the network's inputs."""
-    excess: Floats = np.sinh(inputs[:, 7].sum(-1) / np.maximum(inputs[:, 2].sum(-1), 1))
-    return excess
 
 
 def alarms(scores: Floats, bank: Bank, frames: int, g: np.random.Generator) -> int:
@@ -77,10 +71,10 @@ def is_alarm(surprise: Floats, flux: Floats) -> NDArray[np.bool_]:
     return found
 
 
-def false_alarms(surprise: Floats, flux: Floats, bands: Floats, *, seed: int, frames: int = FRAMES) -> dict[str, Any]:
+def false_alarms(surprise: Floats, bands: Floats, *, seed: int, frames: int = FRAMES) -> dict[str, Any]:
     """Of all rules together at their defaults, per 10⁶ frames, on shuffled scores of frames in order."""
     g = np.random.default_rng(seed)
-    columns = dict(zip(SHARES, (scores_of(surprise), flux, *np.asarray(bands, dtype=np.float64).T), strict=True))
+    columns = dict(zip(SHARES, (scores_of(surprise), *np.asarray(bands, dtype=np.float64).T), strict=True))
     found = {
         name: alarms(columns[name], Bank(EVERY * share, is_two_sided=name != "score"), frames, g)
         for name, share in SHARES.items()

@@ -17,7 +17,7 @@ What is published of a frame:
                    network owes to what it never saw
 
     has_reference  1 where the frame was judged beside a reference curve, 0 where by itself
-    scale          (1 + s) against the reference ± σ; chi2 of the rest; flux: s as a standard score
+    scale          (1 + s) against the reference ± σ; chi2 of the rest; flux: s as a standard normal score
     novelty        −log10 p: one in 10^novelty frames in order is as strange (conformal; `reduce.conformal`)
     score          the same as a standard normal score, for rules that remember
     unknown        −log10 p for a curve of anything known, in order or not: high where the class should not be believed
@@ -32,8 +32,8 @@ tells. With a `.poni` a running series can be joined; without one its frames are
 
 The reference is loaded with what `streamer commission` wrote, or averaged from the first `reference_frames` of every
 series, or it slides: the mean of the last `sliding_frames` frames that were in order. The curve is brought onto the
-model's q grid by `reduce.reference`, the functions the model was trained with. A curve with nothing in it is not judged:
-what the model would say is NaN.
+model's q grid by `reduce.reference`, the functions the model was trained with. A curve with nothing in it is not
+judged: what the model would say is NaN.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ log = structlog.get_logger(__name__)
 
 CLASSES = ("normal", "void", "edge", "point", "precipitate", "separation", "order")
 FAULTS = ("aggregation", "repulsion", "background", "beamstop", "beam", "saturation", "detector")
-BANDS = ("low_q", "mid_q", "high_q", "top_q")
-BESIDE = ("scale", "chi2", "flux", *BANDS, "detectability", "exposure")
+BANDS = ("low_q", "mid_q", "high_q", "top_q", "flux")
+BESIDE = ("scale", "chi2", *BANDS, "detectability", "exposure")
 """What needs a reference."""
 
 OUTPUTS = (
@@ -462,13 +462,12 @@ def against(
 ) -> dict[str, Quantity]:
     if reference is None:
         nothing = Quantity(math.nan)
-        return {"has_reference": Quantity(0.0), "scale": nothing, "chi2": nothing, "flux": nothing}
+        return {"has_reference": Quantity(0.0), "scale": nothing, "chi2": nothing}
     beside = compare(I, sigma, reference, stability)
     return {
         "has_reference": Quantity(1.0),
         "scale": Quantity(1 + float(beside.scale), float(beside.sigma_scale)),
         "chi2": Quantity(float(beside.chi2)),
-        "flux": Quantity(float(beside.excess)),
     }
 
 
