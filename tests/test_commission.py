@@ -36,9 +36,22 @@ def test_too_few_frames_are_refused() -> None:
 
 
 def test_the_command_writes_a_file_that_the_analysis_reads(python: str, tmp_path: Path) -> None:
-    words = ["commission", "saxs", "sim:saxs?detector=128k&frames=220&rate=max", "--frames", "220", "--out", "here.json"]
+    words = [
+        "commission",
+        "saxs",
+        "sim:saxs?detector=128k&frames=220&rate=max",
+        "--frames",
+        "220",
+        "--out",
+        "here.json",
+    ]
     ended = subprocess.run(
-        [python, "-m", "streamer", *words, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False
+        [python, "-m", "streamer", *words, "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["frames"] == 220

@@ -116,7 +116,9 @@ def test_bins_that_tell_no_sign_are_passed_over() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 11])
 def test_the_chance_of_a_run_is_that_of_counting_all_sequences(n: int) -> None:
-    runs = [max(len(list(group)) for _, group in itertools.groupby(signs)) for signs in itertools.product((0, 1), repeat=n)]
+    runs = [
+        max(len(list(group)) for _, group in itertools.groupby(signs)) for signs in itertools.product((0, 1), repeat=n)
+    ]
     for run in range(n + 2):
         assert run_probability(n, run) == pytest.approx(np.mean([longest >= run for longest in runs]))
 

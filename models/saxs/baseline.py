@@ -26,7 +26,9 @@ BANDS = 16
 def template_fit(inputs: torch.Tensor) -> NDArray[np.int64]:
     """The class of every curve (b, 8, 128) by the best χ² among the bank's curves."""
     bank = Bank(Templates.make(typical())).eval()
-    parameters = [0] + [max(len(kind.parameters) for kind in KINDS if kind.label == c) + 1 for c in range(1, len(CLASSES))]
+    parameters = [0] + [
+        max(len(kind.parameters) for kind in KINDS if kind.label == c) + 1 for c in range(1, len(CLASSES))
+    ]
     answers = []
     with torch.no_grad():
         for x in inputs.split(256):
@@ -101,7 +103,9 @@ class Boosting:
     def _binned(self, x: Floats) -> NDArray[np.int64]:
         return np.stack([np.searchsorted(self.cuts[:, k], x[:, k]) for k in range(x.shape[1])], axis=1)
 
-    def _grow(self, binned: NDArray[np.int64], g: Floats, h: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def _grow(
+        self, binned: NDArray[np.int64], g: Floats, h: Floats
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
         """A complete tree: feature and cut of every inner node, Newton's step in every leaf."""
         inner = 2**self.DEPTH - 1
         feature, cut = np.zeros(inner, np.int64), np.full(inner, self.CUTS + 1)

@@ -68,7 +68,10 @@ def f1(predicted: NDArray[np.int64], label: NDArray[np.int64], classes: tuple[in
 def interval(hits: int, n: int) -> list[float]:
     """95 % interval of a share (Wilson)."""
     z, p = 1.96, hits / max(n, 1)
-    centre, half = (p + z * z / 2 / n) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    centre, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n),
+    )
     return [round(max(centre - half, 0.0), 5), round(min(centre + half, 1.0), 5)]
 
 
@@ -175,7 +178,13 @@ def faulty_frames(seed: int, instruments: int) -> Figures:
     said = asked(model, curves.inputs)
     any_fault = 1 - np.prod(1 - said["faults"], axis=-1)
     fault = np.where(curves.faults.sum(-1) > 0, curves.faults.argmax(-1), -1)
-    return {"fault": fault, "D": curves.D_fault.numpy(), "any": any_fault, "own": said["faults"], "surprise": said["surprise"]}
+    return {
+        "fault": fault,
+        "D": curves.D_fault.numpy(),
+        "any": any_fault,
+        "own": said["faults"],
+        "surprise": said["surprise"],
+    }
 
 
 def mission(seed: int, instruments: int) -> Figures:
@@ -189,7 +198,9 @@ def mission(seed: int, instruments: int) -> Figures:
         p = torch.cat([torch.softmax(part, -1).mean(0) for part in logits]).numpy()
     else:
         of_three = np.isin(ALL, train.MISSION)
-        p = np.where(of_three, asked(load_model(export.FOLDERS["faithful"], device="cpu"), curves.inputs)["classes"], 0.0)
+        p = np.where(
+            of_three, asked(load_model(export.FOLDERS["faithful"], device="cpu"), curves.inputs)["classes"], 0.0
+        )
     return {"label": curves.label.numpy(), "p": p / p.sum(-1, keepdims=True), "D": curves.D.numpy()}
 
 
@@ -339,7 +350,11 @@ def evaluate(*, quick: bool, workers: int | None = None) -> tuple[Figures, Figur
     for name, folder in export.FOLDERS.items():
         if (folder / "model.onnx").exists():
             spent = latency_ms(load_model(folder, device="cpu"), example)
-            figures |= {f"graph_ms_{name}": spent["p50"], f"graph_ms_{name}_quantiles": spent, f"n_graph_ms_{name}": 300}
+            figures |= {
+                f"graph_ms_{name}": spent["p50"],
+                f"graph_ms_{name}_quantiles": spent,
+                f"n_graph_ms_{name}": 300,
+            }
     if not quick:
         figures |= baseline.figures(decisive_curves(TEST_SEED + 9000, 12)[0])
         figures |= _oracle()

@@ -40,7 +40,9 @@ class Evidence(nn.Module):
         points = len(GRID)
         windows = [torch.eye(points // width).repeat_interleave(width, 0) for width in WIDTHS]
         self.register_buffer("windows", torch.cat(windows, 1))
-        self.register_buffer("widths", torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([w.shape[1] for w in windows]), 0))
+        self.register_buffer(
+            "widths", torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([w.shape[1] for w in windows]), 0)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         known = x[:, 4]
@@ -104,12 +106,12 @@ class Evidence(nn.Module):
         cells = (is_there @ self.widths).clamp(min=1)
         mean = (total**2 / (n.clamp(min=1) + shared) * is_there) @ self.widths / cells
         spread = 2 / (9 * cells)
-        return (mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt(), (r.abs() / (1 + allowed)).amax(-1, keepdim=True)
+        return (mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt(), (r.abs() / (1 + allowed)).amax(
+            -1, keepdim=True
+        )
 
 
 def _bands(r: Tensor, known: Tensor) -> Tensor:
     """Σ r / √n over the measured points of each of BANDS equal parts of the grid, (b, BANDS)."""
     n = known.unflatten(-1, (BANDS, -1)).sum(-1)
     return (r * known).unflatten(-1, (BANDS, -1)).sum(-1) / n.clamp(min=1).sqrt()
-
-

@@ -1,8 +1,8 @@
 """Turn trained networks into what is shipped: calibrated, exported, with their cards, and the heads for novelty.
 
-    python -m models.saxs.export fast         # models/saxs: model.onnx and the numbers of card.toml
-    python -m models.saxs.export faithful     # models/saxs_faithful
-    python -m models.saxs.export heads        # models/saxs/heads: mission.pt, without_1.pt … without_6.pt
+python -m models.saxs.export fast         # models/saxs: model.onnx and the numbers of card.toml
+python -m models.saxs.export faithful     # models/saxs_faithful
+python -m models.saxs.export heads        # models/saxs/heads: mission.pt, without_1.pt … without_6.pt
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def network(build: Path, name: str) -> tuple[Network, dict[str, Any]]:
     """A trained network and its checkpoint."""
     saved = training.read_checkpoint(build / f"{name}.pt")
     left_out = int(name.removeprefix("without_")) if name.startswith("without") else 0
-    classes = train.MISSION if name == "mission" else tuple(k for k in range(CLASS_COUNT) if not left_out or k != left_out)
+    classes = (
+        train.MISSION if name == "mission" else tuple(k for k in range(CLASS_COUNT) if not left_out or k != left_out)
+    )
     made = Network(is_faithful=name in ("faithful", "mission"), classes=classes)
     made.load_state_dict(saved["network"])
     return made.eval(), saved
@@ -102,7 +104,12 @@ def write_head(build: Path, name: str) -> None:
         scores = answers(whole, shard).scores[clean, :2]
         known = torch.stack([table(scores[:, k]) for k in range(2)])
         both = fuse(surprise(scores[:, :2], known))
-        parts |= {"means": means, "factors": factors, "log_weights": weights, "known": torch.cat((known, table(both)[None]))}
+        parts |= {
+            "means": means,
+            "factors": factors,
+            "log_weights": weights,
+            "known": torch.cat((known, table(both)[None])),
+        }
     training.write_checkpoint(HEADS / f"{name}.pt", **parts)
 
 

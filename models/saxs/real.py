@@ -61,7 +61,9 @@ def _checked(path: Path, q: Floats, I: Floats, sigma: Floats) -> Curve:
         raise BadInput(f"{path.name}: found no point with a σ, and without σ nothing can be said to be new")
     ratio = I[np.isfinite(I) & (I != 0)] / sigma[np.isfinite(I) & (I != 0)]
     if len(ratio) and np.ptp(ratio) < 1e-3 * abs(ratio.mean()):
-        raise BadInput(f"{path.name}: σ is the same multiple of I in every point ({ratio.mean():.4g}): it is no uncertainty")
+        raise BadInput(
+            f"{path.name}: σ is the same multiple of I in every point ({ratio.mean():.4g}): it is no uncertainty"
+        )
     distinct = np.concatenate(([True], np.diff(q) > 0))
     return q[distinct], I[distinct], sigma[distinct]
 
@@ -137,7 +139,9 @@ def every_curve(folder: Path) -> dict[str, str]:
         try:
             q, I, sigma = read_curve(path)
             measured = np.isfinite(on_grid(q, I, sigma, GRID)[0]).sum()
-            said[path.name] = "" if measured >= LEAST_ROWS else f"{measured} points of the model's grid, expected {LEAST_ROWS}"
+            said[path.name] = (
+                "" if measured >= LEAST_ROWS else f"{measured} points of the model's grid, expected {LEAST_ROWS}"
+            )
         except (BadInput, OSError) as refused:
             said[path.name] = str(refused)
     return said
@@ -149,11 +153,15 @@ def judge(paths: list[Path]) -> dict[str, Any]:
     curves = [read_curve(path) for path in paths]
     grid = [on_grid(*curve, GRID) for curve in curves]
     reference = gather(grid[:REFERENCE_FRAMES])
-    rows: dict[str, list[float]] = {name: [] for name in ("novelty", "score", "flux", "low_q", "anomaly", "scale", "class")}
+    rows: dict[str, list[float]] = {
+        name: [] for name in ("novelty", "score", "flux", "low_q", "anomaly", "scale", "class")
+    }
     begun = []
     for number, ((I, sigma), (q, raw, error)) in enumerate(zip(grid, curves, strict=True)):
         said = model.run({"curve": channels(I, sigma, reference)[None]})
-        quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})} | against(I, sigma, reference, FLUX_STABILITY)
+        quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})} | against(
+            I, sigma, reference, FLUX_STABILITY
+        )
         quantities |= judged({name: values[0] for name, values in said.items()}, None, has_reference=True)
         quantities |= memory.of(quantities)
         for name in rows:

@@ -115,5 +115,3 @@ def _delay(bank: Bank, shift: float, runs: int, g: np.random.Generator) -> float
         sums[running] = np.maximum(sums[running] + bank.signs * x - bank.slack, 0)
         running &= ~(sums > bank.limits).any(-1)
     return float(frames.mean())
-
-

@@ -1,9 +1,9 @@
 """How strange is this frame, in false alarms: p-values from frames in order, and honest about where they end.
 
 With n frames in order, p = (1 + number of them at least as strange) / (n + 1) is the chance of a frame in order being
-as strange, whatever the score, as long as frames are exchangeable. It cannot be less than 1/(n + 1): beyond the strangest
-of the n frames a generalised Pareto tail is fitted to the upper tenth of the scores, and what comes from it is called
-extrapolated.
+as strange, whatever the score, as long as frames are exchangeable. It cannot be less than 1/(n + 1): beyond the
+strangest of the n frames a generalised Pareto tail is fitted to the upper tenth of the scores, and what comes from it
+is called extrapolated.
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def test_a_precipitate_that_took_its_solute_from_around_it_scatters_nothing_forw
 
 def test_a_precipitate_with_a_wide_zone_is_a_sphere_at_high_q() -> None:
     q = torch.linspace(0.5, 1.0, 20)
-    ratio = defects.precipitates(q, tensor(6.0), tensor(0.2), tensor(2.9)) / defects.spheres(q, tensor(6.0), tensor(0.2))
+    ratio = defects.precipitates(q, tensor(6.0), tensor(0.2), tensor(2.9)) / defects.spheres(
+        q, tensor(6.0), tensor(0.2)
+    )
     assert float(ratio.mean()) == pytest.approx(1.1, abs=0.1)
 
 
@@ -343,7 +345,9 @@ def test_the_draws_of_the_faithful_network_are_whole_networks(spheroids: Spheroi
             for layer, pooled, name in zip(network.convolutions, (4, 4, 2), range(3), strict=True):
                 weight = getattr(whole, f"trunk_{name}").unflatten(0, (3, -1))[k]
                 one = torch.nn.functional.max_pool1d(torch.relu(layer.apply(one, weight, layer.bias)), pooled)
-            one = torch.relu(network.embed.apply(torch.cat((one.flatten(1), features), -1), whole.trunk_3[k], network.embed.bias))
+            one = torch.relu(
+                network.embed.apply(torch.cat((one.flatten(1), features), -1), whole.trunk_3[k], network.embed.bias)
+            )
             torch.testing.assert_close(together[k], one, rtol=1e-4, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_p_counts_the_stranger_ones(n: int, seed: int) -> None:
 def test_a_stranger_frame_never_has_a_larger_p(seed: int) -> None:
     calibration = Conformal(exponential(500, seed))
     p = [calibration.p(score) for score in np.linspace(0, 30, 200)]
-    assert all(a >= b for a, b in zip(p, p[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(p))
 
 
 def test_false_alarms_are_as_rare_as_asked_for() -> None:
