@@ -34,8 +34,8 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class Commissioning:
-    """what: to be written beside the card. frames: how many were used. limit: novelty for the share of false alarms asked
-    for. changed: the largest sequential sum over its limit; beyond 1 the frames were not all of one sample in order."""
+    """what: to be written beside the card. frames: how many were used. limit: novelty for the share of false alarms
+    asked for. changed: the largest sequential sum over its limit; beyond 1 the frames were not all of one sample in order."""
 
     what: Commissioned
     frames: int
@@ -84,7 +84,7 @@ def _stability(curves: list[Curve], reference: Reference) -> float:
 
 
 def _novelty(analysis: Saxs, curves: list[Curve], stability: float) -> NDArray[np.float64]:
-    """−log10 p of every frame by the model's own calibration, beside the mean of the half of the frames it is not in."""
+    """−log10 p of every frame by the model's own calibration, beside the mean of the half it is not in."""
     found = np.empty(len(curves))
     for half in (0, 1):
         other = gather(curves[1 - half :: 2])

@@ -40,7 +40,7 @@ SIZES = {
     "hexagonal": 160,
     "cubic": 160,
 }
-"""Templates per kind in the network: enough that the nearest one, with its tangents, misses less than 2 % of any curve."""
+"""Templates per kind in the network: enough that the nearest one, with its tangents, misses under 2 % of any."""
 DEFECTS = len(CLASSES) - 1
 OCCAM = 3.0
 """What a defect's explanation must gain in χ²/2 before its residual counts instead of the normal one."""

@@ -4,7 +4,7 @@ A kind is a closed form in a few parameters, isotropic, dilute unless it says ot
 concentration; copper stands for the matrix. Parameters are drawn from the unit cube, whose coordinates are uniform in
 the parameter or in its logarithm: prior, bank of templates, distances and the oracle all work on that cube.
 
-    void         vacancy clusters, voids, bubbles: lognormal spheres without electrons, dilute or crowded (Percus–Yevick)
+    void         vacancy clusters, voids, bubbles: lognormal empty spheres, dilute or crowded (Percus–Yevick)
     edge         straight edge dislocations: I ∝ Λ q⁻³, cut off by R_c at low q and by the core at high q; decorated
                  ones: randomly oriented rods of solute, q⁻¹ and a Guinier fall
     point        isolated point defects: monotonic Laue scattering, flat but for short-range order
@@ -12,7 +12,7 @@ the parameter or in its logarithm: prior, bank of templates, distances and the o
     separation   phase separation: Teubner–Strey, or Furukawa's late stage
     order        Bragg peaks of lamellae, hexagonal rods or a cubic array
 
-Screw dislocations do not scatter here (no dilatation); loop densities cannot be told from one curve and are not claimed.
+Screw dislocations do not scatter here (no dilatation); loop densities cannot be told from one curve: none are claimed.
 
 Sources. Edge: isotropic elasticity, dilatation −b k' sin φ/(2π r) with k' = (1 − 2ν)/(1 − ν), powder average. Laue:
 monotonic, n c(1 − c) r_e² Δf². Decorated: cylinder with qL ≫ 1.
@@ -175,7 +175,7 @@ def bicontinuous(q: Tensor, period: Tensor, ratio: Tensor) -> Tensor:
 def peaks(
     q: Tensor, first: Tensor, width: Tensor, decay: Tensor, lorentzian: Tensor, *, at: tuple[float, ...]
 ) -> Tensor:
-    """Bragg peaks at multiples `at` of the first, each `decay` times as high as the one before, all of one relative width.
+    """Bragg peaks at multiples `at` of the first, each `decay` times as high as the one before, of one relative width.
 
     width: FWHM/q. Per height of the first, cm⁻¹.
     """

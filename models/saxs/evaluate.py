@@ -188,8 +188,8 @@ def faulty_frames(seed: int, instruments: int) -> Figures:
 
 
 def mission(seed: int, instruments: int) -> Figures:
-    """The three classes of the mission, the faithful network: the one trained on them alone where there is one, else the
-    one for seven classes, asked about these three."""
+    """The three classes of the mission, the faithful network: the one trained on them alone where there is one, else
+    the one for seven classes, asked about these three."""
     curves = pool.make(seed, train.MISSION_MIX, instruments=instruments)
     if (export.HEADS / "mission.pt").exists():
         head = export.read_head("mission")
@@ -255,7 +255,7 @@ def on_classes(found: Figures) -> Figures:
 
 
 def omnibus(D: Floats, points: int = 90) -> float:
-    """AUROC of χ² over all points for curves at these distances: what a test without an idea of the alternative can do."""
+    """AUROC of χ² over all points for curves at these distances: what a test can do that knows no alternative."""
     g = np.random.default_rng(0)
     null = g.chisquare(points, 20_000)
     shifted = g.noncentral_chisquare(points, np.resize(D, 20_000) ** 2) if len(D) else null

@@ -24,13 +24,13 @@ FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
 
 class Evidence(nn.Module):
     """(b, 8, 128) → features (b, FEATURES) and scores (b, SCORES): residual and reference distance in nats, about 0 if
-    all is well; what is new in each of the BANDS, in standard uncertainties; and the detectability, √ of the χ² that the
-    best defect explains.
+    all is well; what is new in each of the BANDS, in standard uncertainties; and the detectability, √ of the χ² that
+    the best defect explains.
 
     Without a reference there is nothing to say: features and scores are 0.
 
-    residual: how much more structure the best explanation leaves than noise would: ln Σ exp(½ x²) over the normal scores
-    x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference, with the
+    residual: how much more structure the best explanation leaves than noise would: ln Σ exp(½ x²) over the normal
+    scores x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference, with the
     scale and the evidence for every known defect.
     """
 

@@ -26,8 +26,8 @@ class Instrument:
     """response: (128, len(Q)) from the sample's curve to the mean intensity at the points of the grid; 0 where nothing
     is measured. pixels: (128,) in each. bins: (128,) of the instrument in each.
 
-    sigma_scale: reported over true counting σ. systematic: relative, what flat field, spline and monitor leave behind in
-    every point. read_noise: photons per pixel. admits_read_noise: whether the reported σ contains it.
+    sigma_scale: reported over true counting σ. systematic: relative, what flat field, spline and monitor leave behind
+    in every point. read_noise: photons per pixel. admits_read_noise: whether the reported σ contains it.
     """
 
     response: Tensor

@@ -130,8 +130,8 @@ class Network(nn.Module):
 class Calibration:
     """What is fitted after training, on curves of its own.
 
-    temperature: of the class logits and of the fault logits. means, factors: (k, e) and (k, e, e) of the Gaussians of the
-    embedding, one for each class with and without a reference; factors are the inverse Cholesky factors, log_weights
+    temperature: of the class logits and of the fault logits. means, factors: (k, e) and (k, e, e) of the Gaussians of
+    the embedding, one for each class with and without a reference; factors are the inverse Cholesky factors, log_weights
     their log shares and determinants. density_zero: typical density score, taken off. normal, known: (3 + 1, 2, knots)
     −log10 p as a function of density, residual and reference distance, and of their fusion; see `surprise`.
     """
@@ -180,8 +180,8 @@ def fuse(parts: Tensor) -> Tensor:
 class Exported(nn.Module):
     """What goes into model.onnx: physics, trunk, and `draws` frozen draws of the variational layers.
 
-    (b, 8, 128) → classes, classes_sigma (b, 7): mean and standard deviation of the probabilities over the draws; faults,
-    faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there, where
+    (b, 8, 128) → classes, classes_sigma (b, 7): mean and standard deviation of the probabilities over the draws;
+    faults, faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there, where
     half of the samples are normal; total, aleatoric,
     epistemic (b,): entropy of the mean, mean of the entropies, their difference, nats; scores (b, 3): density, residual
     and reference distance; bands (b, 5): what is new there, and the scale, as standard
@@ -265,7 +265,7 @@ class Exported(nn.Module):
         return self.logits(embeddings, features), embedding, self.all_scores(x, embedding, scores)
 
     def all_scores(self, x: Tensor, embedding: Tensor, scores: Tensor) -> Tensor:
-        """Density, then what physics says (`Evidence`), with the excess of the scale before the last: (b, 2 + SCORES)."""
+        """Density, then what physics says (`Evidence`), the scale's excess before the last: (b, 2 + SCORES)."""
         excess = torch.sinh(x[:, 7].sum(-1, keepdim=True) / x[:, 2].sum(-1, keepdim=True).clamp(min=1))
         return torch.cat((self.density(embedding)[:, None], scores[:, :-1], excess, scores[:, -1:]), -1)
 

@@ -158,17 +158,16 @@ def judge(paths: list[Path]) -> dict[str, Any]:
     }
     begun = []
     for number, ((I, sigma), (q, raw, error)) in enumerate(zip(grid, curves, strict=True)):
-        said = model.run({"curve": channels(I, sigma, reference)[None]})
+        answers = model.run({"curve": channels(I, sigma, reference)[None]})
         quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})} | against(
             I, sigma, reference, FLUX_STABILITY
         )
-        quantities |= judged({name: values[0] for name, values in said.items()}, None, has_reference=True)
+        quantities |= judged({name: values[0] for name, values in answers.items()}, None, has_reference=True)
         quantities |= memory.of(quantities)
         for name in rows:
             rows[name].append(round(float(quantities[name].value), 4))
-        for alarm in decider.decide(Result("saxs", SeriesKey(1), number, quantities), float(number)):
-            if alarm.is_active:
-                begun.append(f"{alarm.name} at frame {number}")
+        said = decider.decide(Result("saxs", SeriesKey(1), number, quantities), float(number))
+        begun += [f"{alarm.name} at frame {number}" for alarm in said if alarm.is_active]
     return {"frames": len(paths), "alarms": begun, "noise": round(reference.noise, 3), **rows}
 
 

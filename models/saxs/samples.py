@@ -3,8 +3,8 @@
     I(q) = A·P(q) + S·(q/q₀)⁻ⁿ + 1, in units of the flat background
 
 with at most one population P of compact scatterers (polydisperse spheroids, Guinier–Porod with a slope of 3 to 4,
-Beaucage's unified level), a surface or parasitic power law with 3.2 ≤ n ≤ 4.2, and a flat background: a dilute solution,
-a powder, an alloy. q is in nm⁻¹, lengths in nm.
+Beaucage's unified level), a surface or parasitic power law with 3.2 ≤ n ≤ 4.2, and a flat background: a dilute
+solution, a powder, an alloy. q is in nm⁻¹, lengths in nm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Q = torch.logspace(math.log10(0.03), math.log10(7.0), 320)
 Q_0 = 0.1
 """nm⁻¹, where the power law's level is quoted."""
 BACKGROUND = 0.5
-"""cm⁻¹ of the flat background, the unit of the sample's curve: within the 0.3–1 of fluorescing, diffusely scattering metal."""
+"""cm⁻¹ of the flat background, the unit of the sample's curve: fluorescing, diffusely scattering metal has 0.3–1."""
 
 
 class Spheroids:

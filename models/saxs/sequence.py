@@ -35,7 +35,7 @@ def scores_of(surprise: Floats) -> Floats:
 
 
 def alarms(scores: Floats, bank: Bank, frames: int, g: np.random.Generator) -> int:
-    """False alarms of a bank on `frames` scores drawn with replacement, in STREAMS streams; each alarm starts it over."""
+    """False alarms of a bank on `frames` scores drawn with replacement, in STREAMS streams; an alarm starts it over."""
     sums, count = np.zeros((STREAMS, len(bank.limits))), 0
     for _ in range(frames // STREAMS):
         x = g.choice(scores, STREAMS)[:, None]

@@ -159,7 +159,7 @@ class Scene:
         return strength, strength * detectability(unit, self.truth, variance)
 
     def measure(self, mean: Tensor, taken: Tensor | float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """I, σ of one frame and of its reference, (b, 128), NaN where not measured. taken: subtracted after counting."""
+        """I, σ of one frame and of its reference, (b, 128), NaN where not measured. taken: subtracted later."""
         I, sigma = self._counted(mean * torch.exp(FLUX_STABILITY * self._normal((len(self), 1))), self.norm, 1.0)
         I_ref, sigma_ref = self._counted(self.truth, self.norm * self.ratio, self.ratio)
         return I - taken, sigma, I_ref, sigma_ref
