@@ -35,7 +35,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 @dataclass(frozen=True, slots=True)
 class Commissioning:
     """what: to be written beside the card. frames: how many were used. limit: novelty for the share of false alarms
-    asked for. changed: the largest sequential sum over its limit; beyond 1 the frames were not all of one sample in order."""
+    asked for. changed: the largest sequential sum over its limit; beyond 1 the frames were not all in order."""
 
     what: Commissioned
     frames: int

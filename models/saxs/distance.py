@@ -52,7 +52,7 @@ def decisive(
     classes: tuple[int, ...],
 ) -> tuple[Curves, Tensor]:
     """n curves of these classes in equal shares, with a reference and without faults, D_min log-uniform; and D_min,
-    (n,), ∞ for normal curves. Curves that cannot be so decisive, as the defect would outshine the sample, are left out."""
+    (n,), ∞ for normal curves. Curves that cannot be so decisive, the defect outshining the sample, are left out."""
     scene = Scene.draw(n, spheroids, instrument, g)
     label = torch.tensor(classes)[torch.randint(0, len(classes), (n,), generator=g)]
     kind, u = defects.draw(label, g)

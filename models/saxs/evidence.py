@@ -30,8 +30,8 @@ class Evidence(nn.Module):
     Without a reference there is nothing to say: features and scores are 0.
 
     residual: how much more structure the best explanation leaves than noise would: ln Σ exp(½ x²) over the normal
-    scores x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference, with the
-    scale and the evidence for every known defect.
+    scores x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference,
+    with the scale and the evidence for every known defect.
     """
 
     def __init__(self, bank: Bank) -> None:

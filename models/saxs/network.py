@@ -131,9 +131,11 @@ class Calibration:
     """What is fitted after training, on curves of its own.
 
     temperature: of the class logits and of the fault logits. means, factors: (k, e) and (k, e, e) of the Gaussians of
-    the embedding, one for each class with and without a reference; factors are the inverse Cholesky factors, log_weights
-    their log shares and determinants. density_zero: typical density score, taken off. normal, known: (3 + 1, 2, knots)
-    −log10 p as a function of density, residual and reference distance, and of their fusion; see `surprise`.
+    the embedding, one for each class with and without a reference; factors are the inverse Cholesky factors,
+    log_weights their log determinants. normal: (4, 2, KNOTS) −log10 p as a function of density, residual and reference
+    distance and of their fusion, for normal frames with a reference; alone: (2, KNOTS) of density for those without.
+    known: (3, 2, KNOTS) of density, residual and their fusion, for curves of any class. bands: (BANDS + 1, 2, KNOTS)
+    standard normal score of |what is new| in a band, and of the scale. See `surprise`.
     """
 
     temperature: tuple[float, float]

@@ -31,8 +31,8 @@ CALIBRATION_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Shard:
-    """inputs: (n, 8, 128) half. features: (n, f) half. scores: (n, SCORES). label, faults, D, D_fault, has_reference: as
-    in `Curves`. is_clean: no fault was drawn."""
+    """inputs: (n, 8, 128) half. features: (n, f) half. scores: (n, SCORES). label, faults, D, D_fault,
+    has_reference: as in `Curves`."""
 
     inputs: Tensor
     features: Tensor
