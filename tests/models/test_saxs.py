@@ -84,12 +84,12 @@ def test_the_powder_average_of_an_edges_strain_is_the_closed_form() -> None:
     A(q) = ρ_e b k' sin φ / q_⊥ times the line's own sinc; its square averages to (π/2) L q⁻³ (ρ_e b k')² for qL ≫ 1.
     """
     L, q = 400.0, 1.0
-    nodes, weights = np.polynomial.legendre.leggauss(20_000)
-    cosine = nodes
+    n = 400_000
+    cosine = -1 + (np.arange(n) + 0.5) * 2 / n
     across = q * np.sqrt(1 - cosine**2)
     line = np.sinc(q * L * cosine / 2 / np.pi) * L
     # ⟨sin²φ⟩ = 1/2 around the line; the average over directions is half the integral over the cosine.
-    average = 0.5 * (weights * line**2 * 0.5 / across**2).sum()
+    average = 0.5 * (line**2 * 0.5 / across**2).sum() * 2 / n
     assert average / (math.pi / 2 * L / q**3) == pytest.approx(1, abs=0.02)
 
 
