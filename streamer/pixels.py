@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import compression
-from streamer.records import BadFrame
+from streamer.records import BadFrame, Buffer
 
-__all__ = ["Packed", "dtype_named", "unpack", "usable"]
+__all__ = ["Packed", "Scratch", "dtype_named", "unpack", "usable"]
 
-Buffer = bytes | bytearray | memoryview
 
 _DTYPES = {
     name: np.dtype(name)
@@ -40,7 +39,7 @@ _NARROWED = {np.dtype("u8"): np.dtype("u4"), np.dtype("i8"): np.dtype("i4")}
 
 
 class Scratch(Protocol):
-    """Where images are put (see `compression.Scratch`)."""
+    """Where decoded images are put: one per worker, emptied before each message (see `compression.Scratch`)."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]: ...
 

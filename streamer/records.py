@@ -48,6 +48,7 @@ __all__ = [
     "BadFrame",
     "BadInput",
     "BadModel",
+    "Buffer",
     "Frame",
     "OutputDown",
     "Quantity",
@@ -64,6 +65,9 @@ __all__ = [
     "WireRecord",
     "did_you_mean",
 ]
+
+Buffer = bytes | bytearray | memoryview
+"""Bytes as they came: a part of a message."""
 
 HC_EV_A = 12398.419843320026
 """h·c in eV·Å, exact in the SI of 2019: turns a photon energy into a wavelength."""

@@ -110,7 +110,7 @@ class Saxs(Analysis):
         self._chosen_channel = channel
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
         self._geometry = self._given
-        self._misfit = "no start message that tells a geometry has come; give a .poni"
+        self._misfit = "no start message that tells one has come; wait for the next series, or give a .poni (--poni)"
         self._series: SeriesStart | None = None
         self._setup: Setup | None = None
         self._building = threading.Lock()
@@ -139,6 +139,7 @@ class Saxs(Analysis):
     def reduce(self, frame: Frame) -> Reduced:
         """I(q) ± σ and the model's input. Raises BadFrame with reason "geometry", "shape" or "dtype"."""
         setup = self._setup or self._first_shape(frame)
+        self._require_shape(frame, setup)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
         I, sigma = rebin(
             profile.q * self._to_grid,
@@ -200,8 +201,18 @@ class Saxs(Analysis):
                 except (BadInput, BadModel) as misfit:
                     self._geometry, self._misfit = None, str(misfit)
             if self._setup is None:
-                raise BadFrame("geometry", f"saxs: no geometry for frame {frame.number}: {self._misfit}")
+                raise BadFrame("geometry", f"saxs: no geometry for these frames: {self._misfit}")
             return self._setup
+
+    def _require_shape(self, frame: Frame, setup: Setup) -> None:
+        """Where no start tells the shape, a frame of another one says that the geometry is of another detector."""
+        is_announced = self._series is not None and self._series.shape is not None
+        if not is_announced and frame.image.shape != setup.integrator.shape:
+            raise BadFrame(
+                "geometry",
+                f"saxs: the images have shape {frame.image.shape}, the geometry {setup.integrator.shape}; "
+                "give the geometry of this detector",
+            )
 
     def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:
         series, fingerprint = self._series, geometry.fingerprint

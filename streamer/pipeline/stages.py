@@ -157,6 +157,11 @@ class Pipeline:
         """How the stream is doing now."""
         return self._supervision.status()
 
+    @property
+    def misfits(self) -> Mapping[str, str]:
+        """Analyses that cannot use the series that runs, and why: there is no result of them."""
+        return self._supervision.misfits
+
     # Receiving: one thread, touches no pixel.
 
     def _receive(self) -> None:
@@ -249,12 +254,14 @@ class Pipeline:
 
     def _begin(self, start: SeriesStart) -> None:
         for analysis in self.analyses:
-            self._unfit.pop(analysis.name, None)
             try:
                 analysis.begin(start)
             except (BadInput, BadModel) as misfit:
                 self._unfit[analysis.name] = str(misfit)
                 log.error("series does not fit", analysis=analysis.name, series=str(start.series), reason=str(misfit))
+            else:
+                self._unfit.pop(analysis.name, None)
+            self._supervision.note_fit(analysis.name, self._unfit.get(analysis.name, ""))
 
     def _all_reduced(self, frames: Sequence[Frame]) -> list[tuple[Analysis, Reduced]]:
         """What every analysis makes of a frame's channels; one that cannot use it does not hold up the others."""
@@ -274,7 +281,14 @@ class Pipeline:
     def _reduced_by(self, analysis: Analysis, frame: Frame) -> Reduced:
         if analysis.name in self._unfit:
             raise BadFrame("geometry", self._unfit[analysis.name])
-        return analysis.reduce(frame)
+        try:
+            reduced = analysis.reduce(frame)
+        except BadFrame as bad:
+            if bad.reason == "geometry":
+                self._supervision.note_fit(analysis.name, str(bad))
+            raise
+        self._supervision.note_fit(analysis.name)
+        return reduced
 
     # Asking the models: one thread, in the order of arrival.
 

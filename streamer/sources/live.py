@@ -255,16 +255,25 @@ class Live(Wired):
 
 def with_port(address: str, format: Format | type[Format]) -> str:  # noqa: A002
     """The address with the format's default port where it names none: "tcp://dcu" → "tcp://dcu:31001"."""
-    scheme, separator, rest = address.partition("://")
-    if not separator or not rest:
-        raise BadConfig(f"live: {address!r} is no address; expected tcp://host:port or ipc://path")
-    if scheme != "tcp":
-        return address
-    host, colon, port = rest.rpartition(":") if ":" in rest.rpartition("]")[2] else (rest, "", "")
-    if not host or (colon and port != "*" and not (port.isdecimal() and 0 < int(port) < 65536)):
-        raise BadConfig(f"live: {address!r} is no address; expected tcp://host:port, the port from 1 to 65535")
-    if colon:
+    if has_port(address, "live"):
         return address
     if format.default_port is None:
         raise BadConfig(f"live: {address!r} has no port and {format.name} has no usual one; write tcp://host:port")
     return f"{address}:{format.default_port}"
+
+
+def has_port(address: str, who: str) -> bool:
+    """Whether an address says where to go, and does not leave its port to the format.
+
+    who: begins the sentence of the error. Raises BadConfig for what is no address of this house: neither tcp nor ipc,
+    or a port that is none ("*" is any free one).
+    """
+    scheme, separator, rest = address.partition("://")
+    if scheme not in ("tcp", "ipc") or not separator or not rest:
+        raise BadConfig(f"{who}: {address!r} is no address; expected tcp://host:port or ipc://path")
+    if scheme == "ipc":
+        return True
+    host, colon, port = rest.rpartition(":") if ":" in rest.rpartition("]")[2] else (rest, "", "")
+    if not host or (colon and port != "*" and not (port.isdecimal() and 0 < int(port) < 65536)):
+        raise BadConfig(f"{who}: {address!r} is no address; expected tcp://host:port, the port from 1 to 65535")
+    return bool(colon)

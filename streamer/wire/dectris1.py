@@ -59,9 +59,10 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer import compression, headers, pixels
-from streamer.fields import Fields, is_natural, plain
-from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, is_natural, naming, plain
+from streamer.pixels import Scratch
+from streamer.records import BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "Dectris1"]
 
@@ -153,7 +154,7 @@ class Dectris1(Format):
 
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
         fields = _first(parts)
-        with _naming(fields):
+        with naming(fields.identity):
             if fields.get("htype") != "dimage-1.0":
                 raise fields.wrong("htype", "dimage-1.0", "type")
             return fields.series(), fields.natural("frame")
@@ -163,7 +164,7 @@ class Dectris1(Format):
     ) -> list[WireRecord]:
         """See `Format.decode`. A header whose configuration is to follow in another message gives no record yet."""
         fields = _first(parts)
-        with _naming(fields):
+        with naming(fields.identity):
             match fields.get("htype"):
                 case "dimage-1.0":
                     return [*self._frames(fields, parts, scratch, received_ns)]
@@ -304,6 +305,13 @@ class _Fields(Fields):
 
     def series(self) -> SeriesKey:
         return SeriesKey(self.natural("series"))
+
+    def identity(self) -> tuple[SeriesKey | None, int | None]:
+        """Series and number, as far as they can be read."""
+        series, number = self.get("series"), self.get("frame")
+        if not is_natural(series):
+            return None, None
+        return SeriesKey(series), number if is_natural(number) else None
 
     def seconds(self, name: str) -> Fraction | None:
         nanoseconds = self.natural_or_none(name)
@@ -459,19 +467,6 @@ def _named(part: Buffer, htype: str) -> _Fields:
     if fields.get("htype") != htype:
         raise fields.wrong("htype", htype, "type")
     return fields
-
-
-@contextlib.contextmanager
-def _naming(first: _Fields) -> Iterator[None]:
-    """Write series and number on a BadFrame, as far as the first part tells them."""
-    try:
-        yield
-    except BadFrame as error:
-        series, number = first.get("series"), first.get("frame")
-        if is_natural(series):
-            error.series = SeriesKey(series)
-            error.number = number if is_natural(number) else None
-        raise
 
 
 def _images(config: _Fields) -> int | None:

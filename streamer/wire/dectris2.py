@@ -26,12 +26,11 @@ maximum of the unsigned element type, a convention of these detectors that no fi
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -40,10 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import cbor, compression
-from streamer.fields import Fields, excerpt, is_finite, is_natural, plain
-from streamer.pixels import Packed, unpack, usable
-from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, excerpt, is_finite, is_natural, naming, plain
+from streamer.pixels import Packed, Scratch, unpack, usable
+from streamer.records import BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "Dectris2"]
 
@@ -129,7 +128,7 @@ class Dectris2(Format):
 
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
         fields = _Fields()
-        with _naming(fields):
+        with naming(fields.identity):
             fields.read(parts)
             return fields.series(), fields.natural("image_id")
 
@@ -137,7 +136,7 @@ class Dectris2(Format):
         self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
     ) -> list[WireRecord]:
         fields = _Fields()
-        with _naming(fields):
+        with naming(fields.identity):
             fields.read(parts)
             match fields.get("type"):
                 case "image":
@@ -280,16 +279,6 @@ class Dectris2(Format):
             packed = compression.compress(self.compression, elem_size, little)
             octets = cbor2.CBORTag(_COMPRESSED, [self.compression, elem_size, packed])
         return cbor2.CBORTag(_ROW_MAJOR, [list(array.shape), cbor2.CBORTag(_TAG_OF[native], octets)])
-
-
-@contextlib.contextmanager
-def _naming(fields: _Fields) -> Iterator[None]:
-    """Write series and number on a BadFrame, as far as the message told them before it turned out bad."""
-    try:
-        yield
-    except BadFrame as error:
-        error.series, error.number = fields.identity()
-        raise
 
 
 def _datetime(content: Any) -> str:
