@@ -13,7 +13,9 @@ import pytest
 
 from streamer.infer import choose_device
 from streamer.records import BadConfig, BadModel
+from tools import bench as tool
 from tools.benches import measure
+from tools.benches.measure import Report
 
 BENCH = Path(__file__).resolve().parent.parent / "tools" / "bench.py"
 
@@ -21,14 +23,13 @@ Run = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def bench(python: str) -> Run:
-    """Runs `tools/bench.py` with these words and gives its lines."""
+def bench(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a bench with these words and gives its lines."""
 
     def run(*words: object) -> list[dict[str, Any]]:
-        command = [python, BENCH, *map(str, words), "--json"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-        assert ended.returncode == 0, ended.stderr
-        return [json.loads(line) for line in ended.stdout.splitlines()]
+        capsys.readouterr()
+        tool.run(tool.arguments([*map(str, words)]), Report(as_json=True))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
     return run
 
@@ -93,11 +94,13 @@ def test_models_are_measured_by_batch(bench: Run) -> None:
     assert {line["case"].split()[2].rstrip(",") for line in lines} == {"1", "2", "4", "8", "16", "32", "64"}
 
 
-def test_without_a_cuda_device_one_line_says_so(bench: Run) -> None:
+def test_without_a_cuda_device_one_line_says_so(bench: Run, python: str) -> None:
     try:
         choose_device("cuda")
     except (BadConfig, BadModel):
-        machine, note = bench("models", "--device", "cuda")
+        command = [python, BENCH, "models", "--device", "cuda", "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+        machine, note = map(json.loads, ended.stdout.splitlines())
         assert machine["bench"] == "machine"
         assert "no CUDA device" in note["note"]
     else:

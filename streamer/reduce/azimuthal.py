@@ -27,6 +27,7 @@ float32 go without it. A bin with one pixel has no scatter: σ is NaN.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -103,13 +104,13 @@ class Binned:
             expected = ", ".join(get_args(SigmaModel))
             raise BadInput(f"azimuthal: found the model {sigma!r} of sigma, expected one of {expected}; change sigma")
         self.shape: tuple[int, int] = norm.shape
-        self._sigma = sigma
-        self._binning = binning_of(bin_of.ravel(), bins)
-        self._norm = norm.ravel()
-        self._dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
-        self._sum_pixels = self._binning.per_bin()
-        self._sum_norm = self._binning.per_bin(self._norm)
-        self._sum_dark = self._binning.per_bin(self._dark) if len(self._dark) else np.zeros(bins)
+        self.sigma = sigma
+        self.binning = binning_of(bin_of.ravel(), bins)
+        self.norm = norm.ravel()
+        self.dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
+        self._sum_pixels = self.binning.per_bin()
+        self._sum_norm = self.binning.per_bin(self.norm)
+        self._sum_dark = self.binning.per_bin(self.dark) if len(self.dark) else np.zeros(bins)
 
     def add_up(self, image: NDArray[Any], nodata: int | None, saturation: int | None) -> PerBin:
         """See `Integrator.integrate`."""
@@ -118,16 +119,16 @@ class Binned:
         # One type for numba, whether the bytes came from a socket (read-only) or a buffer of ours.
         pixels = pixels.view()
         pixels.flags.writeable = False
-        limits = _limits(pixels.dtype, nodata, saturation)
-        sums = sums_of(pixels, self._binning, self._norm, self._dark, limits)
+        limits = limits_of(pixels.dtype, nodata, saturation)
+        sums = sums_of(pixels, self.binning, self.norm, self.dark, limits)
         lost, lost_norm = sums.lost, sums.lost_norm
         valid = self._sum_pixels - lost.sum(axis=0)
         norm = np.where(valid > 0, self._sum_norm - lost_norm[0], np.nan)
         intensity = (sums.counts - (self._sum_dark - lost_norm[1])) / norm
-        if self._sigma == "poisson":
+        if self.sigma == "poisson":
             variance = np.maximum(sums.counts, 1)
         else:
-            variance = scatter_of(pixels, self._binning, self._norm, self._dark, limits, intensity)
+            variance = scatter_of(pixels, self.binning, self.norm, self.dark, limits, intensity)
             variance = np.where(valid > 1, np.maximum(variance, 0 if pixels.dtype.kind == "f" else 1), np.nan)
         return PerBin(
             intensity=intensity,
@@ -204,7 +205,7 @@ class Integrator:
         self.q_range = low * scale, high * scale
         self.q = centres(low, high, width, bins) * scale
         inside = used & (position >= 0) & (position < bins)
-        self._binned = Binned(geometry, np.where(inside, position, bins), bins, norm, sigma)
+        self.binned = Binned(geometry, np.where(inside, position, bins), bins, norm, sigma)
 
     def integrate(self, image: NDArray[Any], *, nodata: int | None = None, saturation: int | None = None) -> Profile:
         """I(q) ± σ of one image of `shape`, one of DTYPES.
@@ -214,7 +215,7 @@ class Integrator:
         saturation: the largest valid value; None, or 0, where nobody knows.
         Raises BadFrame with reason "shape" or "dtype".
         """
-        one = self._binned.add_up(image, nodata, saturation)
+        one = self.binned.add_up(image, nodata, saturation)
         return Profile(
             intensity=one.intensity,
             sigma=one.sigma,
@@ -229,7 +230,7 @@ class Integrator:
 
     def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
         """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""
-        self._binned.warm(dtypes)
+        self.binned.warm(dtypes)
 
 
 def corrections_of(
@@ -301,7 +302,8 @@ def range_of(
     return low, high
 
 
-def _limits(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> Limits:
+@functools.lru_cache(maxsize=16)
+def limits_of(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> Limits:
     scalar = dtype.type
     if dtype.kind == "f":
         top = float(np.finfo(dtype).max)

@@ -208,14 +208,11 @@ def test_a_new_subscriber_does_not_disturb_the_others(read):
         wait_for(lambda: lane(fanout).readers == 2)
         for message in (start(), image(0)):
             fanout.give(message, never)
+        assert [reader.take(2) for reader in readers] == [["start", "0"], ["start", "0"]]
         readers.append(read(fanout.lanes[0].endpoint, zmq.SUB))
         wait_for(lambda: lane(fanout).readers == 3)
         fanout.give(image(1), never)
-        assert [reader.take(n) for reader, n in zip(readers, (3, 3, 1), strict=True)] == [
-            ["start", "0", "1"],
-            ["start", "0", "1"],
-            ["1"],
-        ]
+        assert [reader.take(1) for reader in readers] == [["1"], ["1"], ["1"]]
         assert lane(fanout).repeated == 0
 
 
