@@ -395,11 +395,30 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure what rate it can hold, in less than a minute.")
+    ] = False,
+    detector: Annotated[
+        Literal["128k", "500k", "1M", "4M"], typer.Option(help="For --bench: size of the simulated detector.")
+    ] = "4M",
+    poni: Annotated[Path | None, typer.Option(help="For --bench: your pyFAI geometry instead.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="For --bench: pixels not to be used.")] = None,
+    shape: Annotated[str, typer.Option(help="For --bench: ROWSxCOLUMNS, where the .poni does not say.")] = "",
+    device: Annotated[Device, typer.Option(help="For --bench: where models run.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
     """Look at this machine and say what would keep streamer from running well on it."""
     from streamer import doctor as examination
 
     log_to_stderr(as_json=as_json, quiet=True)
+    if bench:
+        found = examination.measure(detector, poni=poni, mask=mask, shape=shape, device=device)
+        if as_json:
+            print_json(found.plain())
+        else:
+            out.print("\n".join(found.sentences()))
+        return
     signs = {"ok": "✓", "note": "!", "bad": "✗"}
     is_bad = False
     for finding in examination.examine():

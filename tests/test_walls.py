@@ -7,8 +7,8 @@ import pytest
 
 ROOMS = {
     "onnxruntime": {"streamer.infer"},
-    "numba": {"streamer.compression", "streamer.reduce.azimuthal"},
-    "llvmlite": {"streamer.compression"},
+    "numba": {"streamer.compression", "streamer.reduce.kernel"},
+    "llvmlite": {"streamer.compression", "streamer.reduce.kernel"},
     "pyFAI": {"streamer.reduce"},
     "prometheus_client": {"streamer.metrics", "streamer.outputs.prometheus"},
     "cbor2": {"streamer.wire.dectris2"},

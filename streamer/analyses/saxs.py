@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from streamer.analyses import Analysis
 from streamer.infer import load_model, require_coverage, require_tensors
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
-from streamer.reduce.azimuthal import Integrator, Profile
+from streamer.reduce.azimuthal import Integrator, Profile, SigmaModel
 from streamer.reduce.curves import channels, rebin
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
 
@@ -64,6 +64,7 @@ class Saxs(Analysis):
     poni: pyFAI geometry; None takes the detector's header.   mask, flat, dark: images that belong to it.
     bins, unit, q_range: of the profile; q_range None for all pixels.
     polarization: 1 horizontal … −1 vertical, None for no correction.   solid_angle: whether it is corrected for.
+    sigma: "poisson" for photons counted, "azimuthal" from the scatter of the pixels, for detectors that do not count.
     channel: which of a frame's images is analysed; None for the first one.
     model: name or folder.   device, max_batch: where it runs, and frames in one call of it.
     """
@@ -84,6 +85,7 @@ class Saxs(Analysis):
         q_range: tuple[float, float] | None = None,
         polarization: float | None = None,
         solid_angle: bool = True,
+        sigma: SigmaModel = "poisson",
         channel: str | None = None,
         model: str = "saxs",
         device: Literal["auto", "cuda", "cpu"] = "auto",
@@ -102,6 +104,7 @@ class Saxs(Analysis):
         self.model = load_model(model, device=device, max_batch=max_batch)
         self.bins, self.unit, self.q_range = bins, unit, q_range
         self.polarization, self.solid_angle = polarization, solid_angle
+        self.sigma: SigmaModel = sigma
         self.channel = channel
         self._card = self.model.card
         require_tensors(self._card, {"curve": "1"}, {"anomaly": "1", "sigma": "1", "entropy": "1"})
@@ -151,7 +154,7 @@ class Saxs(Analysis):
         return Reduced(
             series=frame.series,
             number=frame.number,
-            quantities=_quantities(profile),
+            quantities=_quantities(profile, self.sigma),
             inputs={"curve": channels(I, sigma)},
             channel=frame.channel,
             start_s=frame.start_s,
@@ -234,6 +237,7 @@ class Saxs(Analysis):
             q_range=self.q_range,
             polarization=self.polarization,
             solid_angle=self.solid_angle,
+            sigma=self.sigma,
         )
         low, high = integrator.q_range
         covered = require_coverage(self._card, "q", low, high, self.unit, at_least=LEAST_COVERAGE)
@@ -251,15 +255,21 @@ class Saxs(Analysis):
         return integrator
 
 
-def _quantities(profile: Profile) -> dict[str, Quantity]:
+def _quantities(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:
     counts, pixels = float(profile.counts.sum()), int(profile.pixels.sum())
+    # Bins are independent, and σ · norm is the uncertainty of the counts in one.
+    uncertainty = math.sqrt(max(counts, 1)) if sigma == "poisson" else _root_sum_square(profile.sigma * profile.norm)
     looked_at = max(pixels + profile.invalid + profile.saturated, 1)
     return {
         "profile": Quantity(profile.intensity, profile.sigma, axes={"q": (profile.q, profile.unit)}),
-        "total": Quantity(counts / max(pixels, 1), float(np.sqrt(max(counts, 1))) / max(pixels, 1)),
+        "total": Quantity(counts / max(pixels, 1), uncertainty / max(pixels, 1)),
         "invalid": Quantity(profile.invalid / looked_at),
         "saturated": Quantity(profile.saturated / looked_at),
     }
+
+
+def _root_sum_square(values: NDArray[np.float64]) -> float:
+    return math.sqrt(float(np.nansum(values**2)))
 
 
 def _warn_of_another_wavelength(geometry: Geometry, series: SeriesStart) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import deque
 
 import numpy as np
 
 # Logarithmic bins 2 % wide from 10 µs to 100 s: a day's latencies take no more room than a minute's.
 EDGES_S = np.geomspace(1e-5, 1e2, 815)
+_EDGES_S = EDGES_S.tolist()
 
 
 class Timing:
@@ -33,7 +35,7 @@ class Timing:
         with self._lock:
             self._frames += 1
             if latency_s is not None:
-                self._latencies[int(np.searchsorted(EDGES_S, latency_s))] += 1
+                self._latencies[bisect_left(_EDGES_S, latency_s)] += 1
                 self._recent.append(latency_s)
 
     @property

@@ -2,49 +2,52 @@
 
 Everything that is the same for all frames of a geometry is computed once, by pyFAI: q of every pixel and from it the
 pixel's bin, the normalisation (solid angle × polarisation × flat) and its sum per bin, the dark counts per bin. What
-is left per frame is a sum of the raw counts per bin, and putting right those bins that lost pixels in this frame
-because the detector marked them (NODATA) or they saturated:
+is left per frame is a sum of the raw counts per bin (`kernel`), and putting right those bins that lost pixels in this
+frame because the detector marked them (NODATA) or they saturated. With w for a pixel's normalisation, and sums over
+the valid pixels of a bin:
 
-    I = (Σ raw − Σ dark) / Σ norm        σ = √max(Σ raw, 1) / Σ norm        sums over the valid pixels of the bin
+    I = (Σ raw − Σ dark) / Σ w
+    σ = √max(Σ raw, 1) / Σ w                             sigma = "poisson": photons that are counted
+    σ = √max(Σ (raw − dark − I w)², 1) / Σ w             sigma = "azimuthal": the scatter of the pixels around I
 
 The bins are those of pyFAI's `integrate1d` without pixel splitting, `method=("no", "histogram", "cython")`, to the
 last pixel; σ is its σ for `variance=raw`. Pixels are not split, so bins are statistically independent. Counts are
 summed in integers, exactly.
 
+The azimuthal σ takes every difference between pixels of equal q for noise, texture and all, and needs a second pass
+over the pixels. Its formula is the standard error of the weighted mean I = Σ w (raw − dark)/w / Σ w with the variance
+propagated from deviations w ((raw − dark)/w − I); it is that of pyFAI's `error_model="azimuthal"` in its two-pass
+engine, `method=("no", "csr", "python")`. pyFAI's one-pass engines in cython update Σ by w² (x − I_before)(x − I_after),
+after Schubert & Gertz, SSDBM 2018, with a factor that is right for equal w alone: where w varies in a bin, they differ
+by about one over the number of its pixels. The 1 under the root is the least an image of counts can tell; images of
+float32 go without it. A bin with one pixel has no scatter: σ is NaN.
+
 `Integrator.integrate` may run on any number of threads at once; it holds the interpreter lock for some 50 µs a frame.
-The loops are compiled by numba and kept on disk (`NUMBA_CACHE_DIR` where the package's own folder cannot be written).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from streamer.records import BadFrame, BadInput
 from streamer.reduce.detector import Geometry, Unit
+from streamer.reduce.kernel import NARROW, Limits, binning_of, scatter_of, sums_of
 
-__all__ = ["DTYPES", "Integrator", "Profile"]
+__all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel"]
 
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32", "int32", "float32"))
 """What an image may consist of."""
 
-LANES = 4
-"""Neighbouring pixels often share a bin, and an addition would wait for the one before it to reach memory. Adding
-every fourth pixel to sums of its own more than doubles the speed. `_accumulate` spells the four out."""
-
-BLOCK = 64
-"""Pixels looked at together, in a loop the compiler turns into vectors, before any of them is added."""
-
-EXACT = {"u": np.uint64, "i": np.int64, "f": np.float64}
-"""Kind of dtype → where its values are added up without loss."""
+SigmaModel = Literal["poisson", "azimuthal"]
 
 MOST_BINS = 65534
-"""The bin of a pixel is kept as uint16, with one number more for "not used"."""
+"""More than the pixels along any detector's diagonal."""
 
 DECTRIS_BAD_PIXEL = 2**32 - 2
 """DECTRIS marks gaps with the maximum of uint32 and defective pixels with one less."""
@@ -57,116 +60,90 @@ UPPER_BOUND = 1 + float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """What one image says as a function of q. All arrays: (bins,).
+class PerBin:
+    """What one image says of every bin. All arrays: (bins,).
 
-    q: bin centres in `unit`.
     intensity, sigma: float64, counts per pixel of the normal incidence; NaN in a bin without a valid pixel.
     counts: Σ raw counts over valid pixels; uint64 or int64, exact, for integer images, else float64.
-    pixels: valid pixels, int64.
+    pixels: valid pixels, int64.   norm: Σ of their normalisation, float64.
     invalid: NODATA pixels of this image, saturated: pixels above saturation; neither counts what the mask excludes or
-        what lies outside the q range.
+        what lies outside the range of the bins.
     """
 
-    q: NDArray[np.float64]
-    unit: Unit
     intensity: NDArray[np.float64]
     sigma: NDArray[np.float64]
     counts: NDArray[Any]
     pixels: NDArray[np.int64]
+    norm: NDArray[np.float64]
     invalid: int
     saturated: int
 
 
-class Integrator:
-    """Azimuthal integration for one geometry.
+@dataclass(frozen=True, slots=True)
+class Profile(PerBin):
+    """What one image says as a function of q.
 
-    bins: 2…65534 of equal width.   unit: of q and q_range.
-    q_range: outer edges of the first and the last bin; None for all pixels that are used. As in pyFAI, the first bin
-        also takes the pixels less than one bin below its edge.
-    mask: (rows, columns) bool, True = not used, in addition to the geometry's.
-    polarization: factor of the beam, 1 horizontal … −1 vertical; None for no correction.
-    solid_angle: whether a pixel far from normal incidence is corrected for seeing less.
-    Pixels whose flat is not positive, or flat or dark not finite, are not used.
+    q: (bins,) bin centres in `unit`.
+    """
 
-    Building it for four million pixels takes about a second. Raises BadInput.
+    q: NDArray[np.float64]
+    unit: Unit
+
+
+class Binned:
+    """The pixels of a geometry in numbered bins: what every integration does with an image, whatever its bins mean.
+
+    bin_of: (rows, columns) 0 … bins − 1, or `bins` for pixels that are not used.
+    norm: (rows, columns), what a pixel sees of one count at normal incidence.
     """
 
     def __init__(
-        self,
-        geometry: Geometry,
-        *,
-        bins: int = 1000,
-        unit: Unit = "1/nm",
-        q_range: tuple[float, float] | None = None,
-        mask: NDArray[np.bool_] | None = None,
-        polarization: float | None = None,
-        solid_angle: bool = True,
+        self, geometry: Geometry, bin_of: NDArray[Any], bins: int, norm: NDArray[np.float32], sigma: SigmaModel
     ) -> None:
-        if not 2 <= bins <= MOST_BINS:
-            raise BadInput(f"azimuthal: found {bins} bins, expected 2 to {MOST_BINS}; change bins")
-        if unit not in UNIT_SCALE:
-            raise BadInput(f"azimuthal: found unit {unit!r}, expected one of {', '.join(UNIT_SCALE)}; change unit")
-        q = geometry.q("1/nm")
-        if mask is not None and mask.shape != q.shape:
-            raise BadInput(f"azimuthal: the mask has shape {mask.shape}, the detector {q.shape}; one value per pixel")
-        norm = _norm(geometry, q.shape, polarization=polarization, solid_angle=solid_angle)
-        used = _used(geometry, norm, mask)
-        scale = UNIT_SCALE[unit]
-        low, high = _q_range(q, used, q_range, scale)
-        width = (high * UPPER_BOUND - low) / bins
+        if sigma not in get_args(SigmaModel):
+            expected = ", ".join(get_args(SigmaModel))
+            raise BadInput(f"azimuthal: found the model {sigma!r} of sigma, expected one of {expected}; change sigma")
+        self.shape: tuple[int, int] = norm.shape
+        self.sigma = sigma
+        self.binning = binning_of(bin_of.ravel(), bins)
+        self.norm = norm.ravel()
+        self.dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
+        self._sum_pixels = self.binning.per_bin()
+        self._sum_norm = self.binning.per_bin(self.norm)
+        self._sum_dark = self.binning.per_bin(self.dark) if len(self.dark) else np.zeros(bins)
 
-        self.geometry = geometry
-        self.shape: tuple[int, int] = q.shape
-        self.unit: Unit = unit
-        self.bins = bins
-        self.q_range = low * scale, high * scale
-        self.q = np.linspace(low + 0.5 * width, high * UPPER_BOUND - 0.5 * width, bins) * scale
-        self._bin_of = _bin_of(q, used, low, width, bins)
-        self._norm = norm.ravel()
-        self._dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
-        self._sum_pixels = np.bincount(self._bin_of, minlength=bins + 1)[:bins]
-        self._sum_norm = self._per_bin(self._norm)
-        self._sum_dark = self._per_bin(self._dark) if len(self._dark) else np.zeros(bins)
-
-    def integrate(self, image: NDArray[Any], *, nodata: int | None = None, saturation: int | None = None) -> Profile:
-        """I(q) ± σ of one image of `shape`, one of DTYPES.
-
-        nodata: the value that marks a pixel without measurement; None, or a value that the dtype cannot hold, for the
-            dtype's maximum, if it is unsigned. 2³²−2 in uint32, negative int32 and non-finite float32 are NODATA too.
-        saturation: the largest valid value; None, or 0, where nobody knows.
-        Raises BadFrame with reason "shape" or "dtype".
-        """
+    def add_up(self, image: NDArray[Any], nodata: int | None, saturation: int | None) -> PerBin:
+        """See `Integrator.integrate`."""
         self._check(image)
         pixels = np.require(image, requirements=("C", "A")).reshape(-1)
         # One type for numba, whether the bytes came from a socket (read-only) or a buffer of ours.
         pixels = pixels.view()
         pixels.flags.writeable = False
-        limits = _limits(pixels.dtype, nodata, saturation)
-        sums = np.zeros((LANES, self.bins + 1), dtype=EXACT[pixels.dtype.kind])
-        lost = np.zeros((2, self.bins), dtype=np.int64)
-        lost_norm = np.zeros((2, self.bins))
-        _accumulate(pixels, self._bin_of, self._norm, self._dark, limits, sums, lost, lost_norm)
-        return self._profile(sums[:, : self.bins].sum(axis=0), lost, lost_norm)
-
-    def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
-        """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""
-        for dtype in dtypes:
-            self.integrate(np.zeros(self.shape, dtype=dtype))
-
-    def _profile(self, counts: NDArray[Any], lost: NDArray[np.int64], lost_norm: NDArray[np.float64]) -> Profile:
-        pixels = self._sum_pixels - lost.sum(axis=0)
-        norm = np.where(pixels > 0, self._sum_norm - lost_norm[0], np.nan)
-        return Profile(
-            q=self.q,
-            unit=self.unit,
-            intensity=(counts - (self._sum_dark - lost_norm[1])) / norm,
-            sigma=np.sqrt(np.maximum(counts, 1)) / norm,
-            counts=counts,
-            pixels=pixels,
+        limits = limits_of(pixels.dtype, nodata, saturation)
+        sums = sums_of(pixels, self.binning, self.norm, self.dark, limits)
+        lost, lost_norm = sums.lost, sums.lost_norm
+        valid = self._sum_pixels - lost.sum(axis=0)
+        norm = np.where(valid > 0, self._sum_norm - lost_norm[0], np.nan)
+        intensity = (sums.counts - (self._sum_dark - lost_norm[1])) / norm
+        if self.sigma == "poisson":
+            variance = np.maximum(sums.counts, 1)
+        else:
+            variance = scatter_of(pixels, self.binning, self.norm, self.dark, limits, intensity)
+            variance = np.where(valid > 1, np.maximum(variance, 0 if pixels.dtype.kind == "f" else 1), np.nan)
+        return PerBin(
+            intensity=intensity,
+            sigma=np.sqrt(variance) / norm,
+            counts=sums.counts,
+            pixels=valid,
+            norm=norm,
             invalid=int(lost[0].sum()),
             saturated=int(lost[1].sum()),
         )
+
+    def warm(self, dtypes: Iterable[DTypeLike]) -> None:
+        """See `Integrator.warm`."""
+        for dtype in dtypes:
+            self.add_up(np.zeros(self.shape, dtype=dtype), None, None)
 
     def _check(self, image: NDArray[Any]) -> None:
         if image.shape != self.shape:
@@ -182,9 +159,105 @@ class Integrator:
                 "in this machine's byte order",
             )
 
-    def _per_bin(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        sums = np.bincount(self._bin_of, weights=values, minlength=self.bins + 1)
-        return sums[: self.bins].astype(np.float64)
+
+class Integrator:
+    """Azimuthal integration for one geometry.
+
+    bins: 2…65534 of equal width.   unit: of q and q_range.
+    q_range: outer edges of the first and the last bin; None for all pixels that are used. As in pyFAI, the first bin
+        also takes the pixels less than one bin below its edge.
+    mask: (rows, columns) bool, True = not used, in addition to the geometry's.
+    polarization: factor of the beam, 1 horizontal … −1 vertical; None for no correction.
+    solid_angle: whether a pixel far from normal incidence is corrected for seeing less.
+    sigma: whether σ comes from counting ("poisson") or from the scatter within a bin ("azimuthal").
+    Pixels whose flat is not positive, or flat or dark not finite, are not used.
+
+    Building it for four million pixels takes about a second. Raises BadInput.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        bins: int = 1000,
+        unit: Unit = "1/nm",
+        q_range: tuple[float, float] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        polarization: float | None = None,
+        solid_angle: bool = True,
+        sigma: SigmaModel = "poisson",
+    ) -> None:
+        if not 2 <= bins <= MOST_BINS:
+            raise BadInput(f"azimuthal: found {bins} bins, expected 2 to {MOST_BINS}; change bins")
+        if unit not in UNIT_SCALE:
+            raise BadInput(f"azimuthal: found unit {unit!r}, expected one of {', '.join(UNIT_SCALE)}; change unit")
+        q = geometry.q("1/nm")
+        norm, used = corrections_of(geometry, q.shape, mask, polarization=polarization, solid_angle=solid_angle)
+        scale = UNIT_SCALE[unit]
+        low, high = range_of(q, used, q_range, scale)
+        position, width = positions(q, low, high, bins)
+
+        self.geometry = geometry
+        self.shape: tuple[int, int] = norm.shape
+        self.unit: Unit = unit
+        self.bins = bins
+        self.sigma: SigmaModel = sigma
+        self.q_range = low * scale, high * scale
+        self.q = centres(low, high, width, bins) * scale
+        inside = used & (position >= 0) & (position < bins)
+        self.binned = Binned(geometry, np.where(inside, position, bins), bins, norm, sigma)
+
+    def integrate(self, image: NDArray[Any], *, nodata: int | None = None, saturation: int | None = None) -> Profile:
+        """I(q) ± σ of one image of `shape`, one of DTYPES.
+
+        nodata: the value that marks a pixel without measurement; None, or a value that the dtype cannot hold, for the
+            dtype's maximum, if it is unsigned. 2³²−2 in uint32, negative int32 and non-finite float32 are NODATA too.
+        saturation: the largest valid value; None, or 0, where nobody knows.
+        Raises BadFrame with reason "shape" or "dtype".
+        """
+        one = self.binned.add_up(image, nodata, saturation)
+        return Profile(
+            intensity=one.intensity,
+            sigma=one.sigma,
+            counts=one.counts,
+            pixels=one.pixels,
+            norm=one.norm,
+            invalid=one.invalid,
+            saturated=one.saturated,
+            q=self.q,
+            unit=self.unit,
+        )
+
+    def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
+        """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""
+        self.binned.warm(dtypes)
+
+
+def corrections_of(
+    geometry: Geometry,
+    shape: tuple[int, ...],
+    mask: NDArray[np.bool_] | None,
+    *,
+    polarization: float | None,
+    solid_angle: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(rows, columns) normalisation of every pixel, and whether it is used. BadInput if none is."""
+    if mask is not None and mask.shape != shape:
+        raise BadInput(f"azimuthal: the mask has shape {mask.shape}, the detector {shape}; one value per pixel")
+    norm = _norm(geometry, shape, polarization=polarization, solid_angle=solid_angle)
+    return norm, _used(geometry, norm, mask)
+
+
+def positions(values: NDArray[np.float64], low: float, high: float, bins: int) -> tuple[NDArray[np.float64], float]:
+    """The bin of every value on the way from low to high, < 0 or ≥ bins outside, and the width of a bin."""
+    width = (high * UPPER_BOUND - low) / bins
+    # trunc, not floor: pyFAI rounds towards zero, which lets pixels just below the range into the first bin.
+    return np.trunc((values - low) / width), width
+
+
+def centres(low: float, high: float, width: float, bins: int) -> NDArray[np.float64]:
+    """(bins,) of the bins of `positions`."""
+    return np.linspace(low + 0.5 * width, high * UPPER_BOUND - 0.5 * width, bins)
 
 
 def _norm(
@@ -213,7 +286,7 @@ def _used(geometry: Geometry, norm: NDArray[np.float32], mask: NDArray[np.bool_]
     return used
 
 
-def _q_range(
+def range_of(
     q: NDArray[np.float64], used: NDArray[np.bool_], q_range: tuple[float, float] | None, scale: float
 ) -> tuple[float, float]:
     """Outer edges in 1/nm."""
@@ -229,91 +302,19 @@ def _q_range(
     return low, high
 
 
-def _bin_of(q: NDArray[np.float64], used: NDArray[np.bool_], low: float, width: float, bins: int) -> NDArray[np.uint16]:
-    """(rows · columns,) the bin of every pixel, `bins` for pixels that are not used."""
-    # trunc, not floor: pyFAI rounds towards zero, which lets pixels just below the range into the first bin.
-    position = np.trunc((q - low) / width)
-    inside = used & (position >= 0) & (position < bins)
-    return np.where(inside, position, bins).astype(np.uint16).ravel()
-
-
-def _limits(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> tuple[Any, Any, Any, Any]:
-    """Smallest and largest usable value, largest value that is a measurement, value that is none; all of dtype."""
+@functools.lru_cache(maxsize=16)
+def limits_of(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> Limits:
     scalar = dtype.type
     if dtype.kind == "f":
         top = float(np.finfo(dtype).max)
         hole = np.nan if nodata is None else nodata
         largest = min(saturation, top) if saturation and saturation > 0 else top
-        return scalar(-top), scalar(largest), scalar(top), scalar(hole)
+        return Limits(scalar(-top), scalar(largest), scalar(top), scalar(hole), scalar(0), has_narrow=False)
     info = np.iinfo(dtype)
     top = DECTRIS_BAD_PIXEL - 1 if dtype == np.uint32 else info.max
     hole = nodata if nodata is not None and info.min <= nodata <= info.max else (info.max if dtype.kind == "u" else -1)
     if hole == top:
         top -= 1
     largest = min(saturation, top) if saturation and saturation > 0 else top
-    return scalar(0), scalar(largest), scalar(top), scalar(hole)
-
-
-@numba.njit(nogil=True, cache=True)
-def _accumulate(
-    pixels: NDArray[Any],
-    bin_of: NDArray[np.uint16],
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: tuple[Any, Any, Any, Any],
-    sums: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: NDArray[np.float64],
-) -> None:
-    """Add every usable pixel to the sum of its bin and lane, and take account of every other.
-
-    pixels, bin_of, norm: (n,). dark: (n,), or (0,) where there is none. limits: see `_limits`.
-    sums: (LANES, bins + 1), the last bin takes the pixels that are not used. lost: (2, bins) pixels that are NODATA |
-    saturated. lost_norm: (2, bins) what those pixels would have added to Σ norm | Σ dark.
-    """
-    smallest, largest, _, hole = limits
-    lane0, lane1, lane2, lane3 = sums[0], sums[1], sums[2], sums[3]
-    in_blocks = len(pixels) // BLOCK * BLOCK
-    for start in range(0, in_blocks, BLOCK):
-        is_doubtful = False
-        for i in range(start, start + BLOCK):
-            is_doubtful |= not (smallest <= pixels[i] <= largest) or pixels[i] == hole
-        if is_doubtful:
-            _with_care(start, start + BLOCK, pixels, bin_of, norm, dark, limits, sums, lost, lost_norm)
-            continue
-        for i in range(start, start + BLOCK, LANES):
-            lane0[bin_of[i]] += pixels[i]
-            lane1[bin_of[i + 1]] += pixels[i + 1]
-            lane2[bin_of[i + 2]] += pixels[i + 2]
-            lane3[bin_of[i + 3]] += pixels[i + 3]
-    _with_care(in_blocks, len(pixels), pixels, bin_of, norm, dark, limits, sums, lost, lost_norm)
-
-
-@numba.njit(nogil=True, cache=True)
-def _with_care(
-    start: int,
-    stop: int,
-    pixels: NDArray[Any],
-    bin_of: NDArray[np.uint16],
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: tuple[Any, Any, Any, Any],
-    sums: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: NDArray[np.float64],
-) -> None:
-    """As `_accumulate`, for the pixels start … stop − 1, of which some are not usable."""
-    smallest, largest, top, hole = limits
-    bins = lost.shape[1]
-    for i in range(start, stop):
-        value, b = pixels[i], bin_of[i]
-        if b == bins:
-            continue
-        if (smallest <= value <= largest) and value != hole:
-            sums[i % LANES, b] += value
-            continue
-        is_measured = (smallest <= value <= top) and value != hole
-        lost[1 if is_measured else 0, b] += 1
-        lost_norm[0, b] += norm[i]
-        if len(dark) > 0:
-            lost_norm[1, b] += dark[i]
+    narrow = min(largest, NARROW)
+    return Limits(scalar(0), scalar(largest), scalar(top), scalar(hole), scalar(narrow), not 0 <= hole <= narrow)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamer.records import BadInput
 
-__all__ = ["CHANNELS", "channels", "edges", "log_grid", "rebin"]
+__all__ = ["CHANNELS", "Rebinning", "channels", "edges", "log_grid", "rebin"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -43,7 +43,7 @@ def edges(grid: Floats) -> NDArray[np.float64]:
 def rebin(
     q: Floats, I: Floats, sigma: Floats, grid: Floats, *, weight: Floats | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A curve on another, coarser or finer, q grid.
+    """A curve on another, coarser or finer, q grid; for more than one curve of the same q make a `Rebinning`.
 
     q: (n,) ascending. I, sigma: (…, n) in one unit; a sample is used where I and σ are finite and σ > 0.
     grid: (m,) centres in the unit of q. weight: (n,) or (…, n) what each sample weighs in the mean of its bin, e.g. its
@@ -56,54 +56,62 @@ def rebin(
     linearly in log q: σ is what one sample would have there, and such bins are correlated with their neighbours.
     Bins in a gap of the detector, or outside the samples, are NaN. Raises BadInput when q does not ascend.
     """
-    q = np.asarray(q, dtype=np.float64)
-    if q.ndim != 1 or np.shape(I)[-1:] != q.shape or np.shape(sigma) != np.shape(I):
-        found = f"q {q.shape}, I {np.shape(I)}, σ {np.shape(sigma)}"
-        raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
-    if not np.all(np.diff(q) > 0):
-        raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
-    measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-    I = np.where(measured, I, 0.0)
-    sigma = np.where(measured, sigma, 0.0)
-    w = np.where(measured, 1.0 if weight is None else weight, 0.0)
-    grid = np.asarray(grid, dtype=np.float64)
-    means = _bin_means(q, I, sigma, w, edges(grid))
-    between = _interpolated(q, I, sigma, w > 0, grid)
-    has_sample = np.diff(np.searchsorted(q, edges(grid))) > 0
-    return np.where(has_sample, means[0], between[0]), np.where(has_sample, means[1], between[1])
+    return Rebinning(q, grid)(I, sigma, weight)
 
 
-def _bin_means(q: Floats, I: Floats, sigma: Floats, w: Floats, bins: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and its σ of the samples in every bin; NaN where none was measured."""
-    first = np.searchsorted(q, bins)
-    filled = np.flatnonzero(np.diff(first))
-    shape = (*I.shape[:-1], len(bins) - 1)
-    mean, error = np.full(shape, np.nan), np.full(shape, np.nan)
-    if filled.size:
-        inside, starts = slice(first[0], first[-1]), first[filled] - first[0]
-        total = np.add.reduceat(w[..., inside], starts, axis=-1)
+class Rebinning:
+    """`rebin` for many curves measured on one q axis: which sample goes where is found once.
+
+    q: (n,) ascending. grid: (m,) centres of a log grid in the unit of q. Raises BadInput when q does not ascend.
+    """
+
+    def __init__(self, q: Floats, grid: Floats) -> None:
+        q, grid = np.asarray(q, dtype=np.float64), np.asarray(grid, dtype=np.float64)
+        if q.ndim != 1 or not np.all(np.diff(q) > 0):
+            raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
+        self.samples, self.points = q.size, grid.size
+        first = np.searchsorted(q, edges(grid))
+        self.filled = np.flatnonzero(np.diff(first))
+        self.inside = slice(first[0], first[-1])
+        self.starts = first[self.filled] - first[0]
+        right = np.searchsorted(q, grid)
+        is_between = (np.diff(first) == 0) & (right > 0) & (right < q.size)
+        self.between = np.flatnonzero(is_between)
+        self.right = right[self.between]
+        self.left = self.right - 1
+        below, above = np.log(q[self.left]), np.log(q[self.right])
+        self.t = (np.log(grid[self.between]) - below) / (above - below)
+
+    def __call__(
+        self, I: Floats, sigma: Floats, weight: NDArray[Any] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """I, sigma: (…, n) → (…, m). Raises BadInput for another n."""
+        if np.shape(I)[-1:] != (self.samples,) or np.shape(sigma) != np.shape(I):
+            found = f"q ({self.samples},), I {np.shape(I)}, σ {np.shape(sigma)}"
+            raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
+        measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
+        w = np.where(measured, 1.0 if weight is None else weight, 0.0)
+        I, sigma = np.where(measured, I, 0.0), np.where(measured, sigma, 0.0)
+        means = np.full((2, *I.shape[:-1], self.points), np.nan)
+        if self.filled.size:
+            means[..., self.filled] = self._means(I, sigma, w)
+        if self.between.size:
+            means[..., self.between] = self._interpolated(I, sigma, w > 0)
+        return means[0], means[1]
+
+    def _means(self, I: Floats, sigma: Floats, w: Floats) -> NDArray[np.float64]:
+        """(2, …, filled) weighted mean and its σ of the samples in every bin; NaN where none was measured."""
+        summands = np.stack([w, w * I, (w * sigma) ** 2])[..., self.inside]
+        total, counts, squares = np.add.reduceat(summands, self.starts, axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean[..., filled] = np.add.reduceat((w * I)[..., inside], starts, axis=-1) / total
-            squares = np.add.reduceat(((w * sigma) ** 2)[..., inside], starts, axis=-1)
-            error[..., filled] = np.sqrt(squares) / total
-    return mean, error
+            means: NDArray[np.float64] = np.stack([counts, np.sqrt(squares)]) / total
+        return means
 
-
-def _interpolated(
-    q: Floats, I: Floats, sigma: Floats, measured: NDArray[np.bool_], grid: Floats
-) -> tuple[Floats, Floats]:
-    """I and σ at the grid's centres, linear in log q between two neighbouring measured samples, else NaN."""
-    if q.size < 2:
-        return np.full((*I.shape[:-1], grid.size), np.nan), np.full((*I.shape[:-1], grid.size), np.nan)
-    right = np.clip(np.searchsorted(q, grid), 1, q.size - 1)
-    left = right - 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t = (np.log(grid) - np.log(q[left])) / (np.log(q[right]) - np.log(q[left]))
-    is_between = (t >= 0) & (t <= 1) & measured[..., left] & measured[..., right]
-    return (
-        np.where(is_between, (1 - t) * I[..., left] + t * I[..., right], np.nan),
-        np.where(is_between, (1 - t) * sigma[..., left] + t * sigma[..., right], np.nan),
-    )
+    def _interpolated(self, I: Floats, sigma: Floats, measured: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(2, …, between) linear in log q between two neighbouring measured samples, else NaN."""
+        both = np.stack([I, sigma])
+        between = (1 - self.t) * both[..., self.left] + self.t * both[..., self.right]
+        return np.where(measured[..., self.left] & measured[..., self.right], between, np.nan)
 
 
 def channels(I: Floats, sigma: Floats, reference: tuple[Floats, Floats] | None = None) -> NDArray[np.float32]:

@@ -104,6 +104,12 @@ class Geometry:
         q: NDArray[np.float64] = self._pyfai().center_array(shape, unit=PYFAI_UNIT[unit])
         return q
 
+    def chi(self) -> NDArray[np.float64]:
+        """(rows, columns) azimuth of every pixel's centre, −180 to 180 degrees from the columns' axis."""
+        shape = self._known_shape()
+        chi: NDArray[np.float64] = self._pyfai().center_array(shape, unit="chi_rad")
+        return np.degrees(chi)
+
     def solid_angle(self) -> NDArray[np.float64]:
         """(rows, columns) solid angle of every pixel relative to one at the point of normal incidence, cos³."""
         solid_angle: NDArray[np.float64] = self._pyfai().solidAngleArray(self._known_shape())

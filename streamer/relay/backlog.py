@@ -60,14 +60,14 @@ class Backlog(Queue[Message]):
 
     def add(self, message: Message, timeout_s: float) -> bool:
         """False if there was no room within timeout_s. Raises Closed."""
-        with self._condition:
+        with self._lock:
             is_in = self.put(message, message.nbytes, timeout_s=timeout_s)
             self._received += is_in
             return is_in
 
     def add_evicting(self, message: Message) -> int:
         """The oldest images make room, then the newest one itself, then the oldest of the rest; how many went."""
-        with self._condition:
+        with self._lock:
             evicted = len(self.put_evicting(message, message.nbytes, may_go=_is_spare, may_grow=True))
             while self._is_overfull():
                 place = next((i for i, (held, _) in enumerate(self._items) if _is_spare(held)), 0)
@@ -80,19 +80,19 @@ class Backlog(Queue[Message]):
 
     def add_regardless(self, message: Message) -> None:
         """Whether there is room or not: the last message, which nothing will follow."""
-        with self._condition:
+        with self._lock:
             self.put_evicting(message, message.nbytes, may_go=lambda _: False, may_grow=True)
             self._received += 1
 
     def take_in_hand(self, timeout_s: float) -> Message | None:
         """The oldest message, or None after timeout_s. Raises Closed once the queue is closed and empty."""
-        with self._condition:
+        with self._lock:
             self._in_hand = self.take(timeout_s)
             return self._in_hand
 
     def done(self, outcome: Outcome) -> None:
         """What became of the message in hand."""
-        with self._condition:
+        with self._lock:
             if self._in_hand is None:
                 return
             if outcome == "sent":
@@ -103,7 +103,7 @@ class Backlog(Queue[Message]):
             self._in_hand = None
 
     def account(self, to: Destination, readers: int, repeated: int) -> Delivered:
-        with self._condition:
+        with self._lock:
             return Delivered(
                 address=to.address,
                 socket=to.socket,

@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyFAI.detectors import Detector
@@ -161,6 +161,69 @@ def test_an_empty_bin_has_the_uncertainty_of_one_count() -> None:
     np.testing.assert_allclose(profile.sigma, 1 / profile.pixels)
 
 
+def by_scatter(image: NDArray[Any], integrator: Integrator, method: tuple[str, str, str]) -> Any:
+    place = integrator.geometry
+    detector = Detector(PIXEL_M, PIXEL_M, max_shape=place.shape)
+    pyfai = AzimuthalIntegrator(place.distance_m, *place.poni_m, *place.rotations, detector=detector, wavelength=1e-10)
+    return pyfai.integrate1d(
+        image.astype(np.float32),
+        integrator.bins,
+        error_model="azimuthal",
+        radial_range=integrator.q_range,
+        unit="q_nm^-1",
+        flat=place.flat,
+        dark=place.dark,
+        method=method,
+        correctSolidAngle=place.flat is not None,
+    )
+
+
+@pytest.mark.parametrize("mean", [0.3, 3, 3000])
+def test_the_azimuthal_sigma_is_that_of_pyfais_two_passes(mean: float) -> None:
+    random = np.random.default_rng(7)
+    flat = random.uniform(0.8, 1.2, SHAPE).astype(np.float32)
+    dark = random.uniform(0, 0.1, SHAPE).astype(np.float32)
+    bent = geometry(rotations=(0.1, 0.0, 0.0), flat=flat, dark=dark)
+    integrator = Integrator(bent, bins=60, sigma="azimuthal")
+    image = random.poisson(mean, SHAPE).astype(np.uint16)
+    ours, theirs = integrator.integrate(image), by_scatter(image, integrator, ("no", "csr", "python"))
+    np.testing.assert_allclose(ours.intensity, theirs.intensity, rtol=1e-6)
+    # Below one count our σ is that of one count.
+    varied = theirs.sum_variance > 1
+    assert varied.sum() > 30
+    np.testing.assert_allclose(ours.sigma[varied], theirs.sigma[varied], rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["histogram", "csc", "csr"])
+def test_with_equal_normalisation_the_azimuthal_sigma_is_that_of_pyfais_one_pass(engine: str) -> None:
+    integrator = Integrator(geometry(), bins=60, solid_angle=False, sigma="azimuthal")
+    image = np.random.default_rng(8).poisson(30, SHAPE).astype(np.uint16)
+    ours, theirs = integrator.integrate(image), by_scatter(image, integrator, ("no", engine, "cython"))
+    np.testing.assert_allclose(ours.sigma, theirs.sigma, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pixels_that_do_not_count_do_not_scatter(dtype: np.dtype[Any]) -> None:
+    random = np.random.default_rng(9)
+    image = random.poisson(5, SHAPE).astype(dtype)
+    lost = random.random(SHAPE) < 0.1
+    dynamic = Integrator(geometry(), bins=40, sigma="azimuthal")
+    static = Integrator(geometry(mask=lost), bins=40, sigma="azimuthal", q_range=dynamic.q_range)
+    marked = np.where(lost, 200, image).astype(dtype)
+    expected = static.integrate(image)
+    np.testing.assert_allclose(dynamic.integrate(marked, nodata=200).sigma, expected.sigma, rtol=1e-9)
+    np.testing.assert_allclose(dynamic.integrate(marked, saturation=199).sigma, expected.sigma, rtol=1e-9)
+
+
+def test_a_single_pixel_has_no_scatter_and_equal_ones_that_of_one_count() -> None:
+    image = np.full(SHAPE, 7, dtype=np.uint16)
+    profile = Integrator(geometry(), bins=2000, solid_angle=False, sigma="azimuthal").integrate(image)
+    assert np.isnan(profile.sigma[profile.pixels <= 1]).all()
+    several = profile.pixels > 1
+    np.testing.assert_allclose(profile.sigma[several], 1 / profile.pixels[several])
+    assert (profile.pixels == 1).any()
+
+
 images = arrays.arrays(np.uint16, SHAPE, elements=st.integers(0, 2**14), fill=st.integers(0, 50))
 masks = arrays.arrays(np.bool_, SHAPE, fill=st.booleans())
 PLAIN = Integrator(geometry(), bins=60)
@@ -188,6 +251,7 @@ def test_what_masked_pixels_say_changes_nothing(image: NDArray[np.uint16], seed:
     assert (after.invalid, after.saturated) == (0, 0)
 
 
+@settings(deadline=None, max_examples=40)  # builds three integrators each time
 @given(images, masks)
 def test_a_nodata_pixel_is_a_masked_pixel(image: NDArray[np.uint16], lost: NDArray[np.bool_]) -> None:
     lost[0, 0] = False
@@ -323,6 +387,7 @@ def test_an_image_it_cannot_use_is_a_bad_frame(image: NDArray[Any], reason: str)
         ({"bins": 1}, "expected 2 to"),
         ({"bins": 70000}, "expected 2 to"),
         ({"unit": "nm"}, "expected one of 1/nm, 1/A"),
+        ({"sigma": "gauss"}, "expected one of poisson, azimuthal"),
         ({"mask": np.zeros((3, 3), bool)}, r"\(3, 3\).*\(121, 97\)"),
         ({"mask": np.ones(SHAPE, bool)}, "leave no pixel"),
         ({"q_range": (2.0, 1.0)}, "expected 0 ≤ first < last"),
