@@ -274,7 +274,7 @@ class Reduced:
     series: SeriesKey
     number: int
     quantities: Mapping[str, Quantity]
-    inputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     channel: str = ""
     start_s: Fraction | None = None
     received_ns: int = 0

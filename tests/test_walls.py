@@ -7,6 +7,7 @@ import pytest
 
 ROOMS = {
     "onnxruntime": {"streamer.infer"},
+    "onnx": {"streamer.graphs"},
     "numba": {"streamer.compression", "streamer.reduce.kernel"},
     "llvmlite": {"streamer.compression", "streamer.reduce.kernel"},
     "pyFAI": {"streamer.reduce"},
