@@ -22,7 +22,7 @@ from streamer.pipeline.line import MOST_AHEAD, ORDER_SIZE, POLL_S, Answer, Given
 from streamer.pipeline.neighbours import Analysis, Decider, Message, Output, Source
 from streamer.pipeline.publisher import Publisher
 from streamer.pipeline.supervision import Supervision
-from streamer.pipeline.timing import Timing
+from streamer.pipeline.timing import Lap, Stopwatch, Timing
 from streamer.queues import Closed, Queue, WorkQueue
 from streamer.records import (
     Alarm,
@@ -203,6 +203,7 @@ class Pipeline:
 
     def _decode_and_reduce(self) -> None:
         scratch = Scratch()
+        self._supervision.buffers(scratch)
         with suppress(Closed):
             while True:
                 self._wait_for_the_model()
@@ -225,14 +226,13 @@ class Pipeline:
         message: Message | None = slot.message
         if message is None:
             return slot.outcome
-        began = time.perf_counter()
+        watch = Stopwatch()
         try:
             scratch.reset()
             records = self.source.decode(message, scratch=scratch)
-            decoded = time.perf_counter()
-            self._took("decode", decoded - began)
+            self._took("decode", watch.lap())
             outcome = self._reduced(records, slot)
-            self._took("reduce", time.perf_counter() - decoded)
+            self._took("reduce", watch.lap())
         except BadFrame as bad:
             if self._quarantine is not None:
                 self._quarantine(bad, message.parts)
@@ -373,9 +373,9 @@ class Pipeline:
     def _ask_models(self, answers: Sequence[Answer]) -> None:
         if not answers:
             return
-        began = time.perf_counter()
+        watch = Stopwatch()
         outputs = {analysis.name: self._model_outputs(analysis, answers) for analysis in self.analyses}
-        self._took("infer", time.perf_counter() - began, frames=len(answers))
+        self._took("infer", watch.lap(), frames=len(answers))
         self.metrics.batch(len(answers))
         self._decisions.put(
             [(answer, [next(outputs[analysis.name]) for analysis, _ in answer.reduced]) for answer in answers]
@@ -410,7 +410,7 @@ class Pipeline:
             self._supervision.look(time.monotonic())
 
     def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> None:
-        began = time.perf_counter()
+        watch = Stopwatch()
         try:
             for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
                 self._say(replace(analysis.interpret(reduced, output), wall_time=self._wall_time()))
@@ -421,7 +421,7 @@ class Pipeline:
             self.metrics.malformed(bad.reason)
             self._supervision.note_bad(bad)
             return
-        self._took("decide", time.perf_counter() - began)
+        self._took("decide", watch.lap())
         if answer.is_more:
             return
         self.ledger.analysed(answer.series, answer.number, time.monotonic())
@@ -436,10 +436,10 @@ class Pipeline:
         self._supervision.announce(self.decider.decide(result, self._wall_time()))
         self.metrics.analysed(result.analysis)
 
-    def _took(self, stage: str, seconds: float, frames: int = 1) -> None:
-        self.timing.stage(stage, seconds, frames)
+    def _took(self, stage: str, lap: Lap, frames: int = 1) -> None:
+        self.timing.stage(stage, lap, frames)
         for _ in range(frames):
-            self.metrics.stage(stage, seconds / frames)
+            self.metrics.stage(stage, lap.seconds / frames)
 
     # Ending.
 

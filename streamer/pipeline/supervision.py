@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from streamer.compression import Scratch
 from streamer.ledger import FEWEST, Ledger
 from streamer.metrics import Metrics
 from streamer.pipeline.neighbours import Analysis, Decider, Source
@@ -67,10 +68,15 @@ class Supervision:
         self._repeating_looks = 0
         self._refused = 0
         self._changes: Counter[str] = Counter()
+        self._scratches: list[Scratch] = []
 
     def queues(self, **queues: Queue[Any]) -> None:
         """Which queues to measure."""
         self._queues.update(queues)
+
+    def buffers(self, scratch: Scratch) -> None:
+        """Buffers of another worker to measure."""
+        self._scratches.append(scratch)
 
     def note_bad(self, bad: BadFrame) -> None:
         """A message cannot be used. One that is of another format explains all others."""
@@ -152,7 +158,11 @@ class Supervision:
         self._metrics.ready(status.is_ready)
         for name, queue in status.queues.items():
             self._metrics.queue(name, queue["depth"], queue["size"])
-        status = replace(status, stages=self._timing.take_stages())
+        self._metrics.buffers(sum(scratch.nbytes for scratch in self._scratches))
+        stages = self._timing.take_stages()
+        for stage, (_, waited) in stages.items():
+            self._metrics.stage_waited(stage, waited)
+        status = replace(status, stages={stage: milliseconds for stage, (milliseconds, _) in stages.items()})
         for publisher in self._publishers:
             publisher.publish(status)
 
