@@ -38,6 +38,7 @@ from numpy.typing import DTypeLike, NDArray
 from streamer.records import BadFrame, BadInput
 from streamer.reduce.detector import Geometry, Unit
 from streamer.reduce.kernel import NARROW, Limits, binning_of, scatter_of, sums_of
+from streamer.reduce.loops import curve_of
 
 __all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel"]
 
@@ -121,23 +122,21 @@ class Binned:
         pixels.flags.writeable = False
         limits = limits_of(pixels.dtype, nodata, saturation)
         sums = sums_of(pixels, self.binning, self.norm, self.dark, limits)
-        lost, lost_norm = sums.lost, sums.lost_norm
-        valid = self._sum_pixels - lost.sum(axis=0)
-        norm = np.where(valid > 0, self._sum_norm - lost_norm[0], np.nan)
-        intensity = (sums.counts - (self._sum_dark - lost_norm[1])) / norm
-        if self.sigma == "poisson":
-            variance = np.maximum(sums.counts, 1)
-        else:
+        intensity, sigma, valid, norm = curve_of(
+            sums.counts, sums.lost, sums.lost_norm, self._sum_pixels, self._sum_norm, self._sum_dark
+        )
+        if self.sigma == "azimuthal":
             variance = scatter_of(pixels, self.binning, self.norm, self.dark, limits, intensity)
             variance = np.where(valid > 1, np.maximum(variance, 0 if pixels.dtype.kind == "f" else 1), np.nan)
+            sigma = np.sqrt(variance) / norm
         return PerBin(
             intensity=intensity,
-            sigma=np.sqrt(variance) / norm,
+            sigma=sigma,
             counts=sums.counts,
             pixels=valid,
             norm=norm,
-            invalid=int(lost[0].sum()),
-            saturated=int(lost[1].sum()),
+            invalid=int(sums.lost[0].sum()),
+            saturated=int(sums.lost[1].sum()),
         )
 
     def warm(self, dtypes: Iterable[DTypeLike]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
+from streamer.reduce.loops import channel_rows, rebin_rows
 
 __all__ = ["CHANNELS", "Rebinning", "channels", "edges", "log_grid", "rebin"]
 
@@ -70,7 +71,7 @@ class Rebinning:
         if q.ndim != 1 or not np.all(np.diff(q) > 0):
             raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
         self.samples, self.points = q.size, grid.size
-        first = np.searchsorted(q, edges(grid))
+        self._edges = first = np.searchsorted(q, edges(grid))
         self.filled = np.flatnonzero(np.diff(first))
         self.inside = slice(first[0], first[-1])
         self.starts = first[self.filled] - first[0]
@@ -86,32 +87,14 @@ class Rebinning:
         self, I: Floats, sigma: Floats, weight: NDArray[Any] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """I, sigma: (…, n) → (…, m). Raises BadInput for another n."""
-        if np.shape(I)[-1:] != (self.samples,) or np.shape(sigma) != np.shape(I):
-            found = f"q ({self.samples},), I {np.shape(I)}, σ {np.shape(sigma)}"
+        shape = np.shape(I)
+        if shape[-1:] != (self.samples,) or np.shape(sigma) != shape:
+            found = f"q ({self.samples},), I {shape}, σ {np.shape(sigma)}"
             raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
-        measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-        w = np.where(measured, 1.0 if weight is None else weight, 0.0)
-        I, sigma = np.where(measured, I, 0.0), np.where(measured, sigma, 0.0)
-        means = np.full((2, *I.shape[:-1], self.points), np.nan)
-        if self.filled.size:
-            means[..., self.filled] = self._means(I, sigma, w)
-        if self.between.size:
-            means[..., self.between] = self._interpolated(I, sigma, w > 0)
-        return means[0], means[1]
-
-    def _means(self, I: Floats, sigma: Floats, w: Floats) -> NDArray[np.float64]:
-        """(2, …, filled) weighted mean and its σ of the samples in every bin; NaN where none was measured."""
-        summands = np.stack([w, w * I, (w * sigma) ** 2])[..., self.inside]
-        total, counts, squares = np.add.reduceat(summands, self.starts, axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means: NDArray[np.float64] = np.stack([counts, np.sqrt(squares)]) / total
-        return means
-
-    def _interpolated(self, I: Floats, sigma: Floats, measured: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(2, …, between) linear in log q between two neighbouring measured samples, else NaN."""
-        both = np.stack([I, sigma])
-        between = (1 - self.t) * both[..., self.left] + self.t * both[..., self.right]
-        return np.where(measured[..., self.left] & measured[..., self.right], between, np.nan)
+        weight = np.ones(self.samples) if weight is None else weight
+        weight = weight if np.ndim(weight) == 1 else np.broadcast_to(weight, shape)
+        means, errors = rebin_rows(_rows(I), _rows(sigma), _rows(weight), self._edges, self.between, self.right, self.t)
+        return means.reshape(*shape[:-1], self.points), errors.reshape(*shape[:-1], self.points)
 
 
 def channels(I: Floats, sigma: Floats, reference: tuple[Floats, Floats] | None = None) -> NDArray[np.float32]:
@@ -130,31 +113,19 @@ def channels(I: Floats, sigma: Floats, reference: tuple[Floats, Floats] | None =
     Never NaN for a measured curve. A curve without any measured bin, or without a photon in any of them, has nothing
     to be judged by and is NaN throughout, which `infer` flags.
     """
-    measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-    I = np.where(measured, I, 0.0).astype(np.float64)
-    sigma = np.where(measured, sigma, 1.0).astype(np.float64)
-    rows = np.zeros((*I.shape[:-1], len(CHANNELS), I.shape[-1]), dtype=np.float64)
-    logs = np.log10(np.maximum(I, sigma))
-    rows[..., 0, :] = np.where(measured, logs - _median(logs, measured)[..., None], 0.0)
-    rows[..., 1, :] = SIGNAL_SCALE * np.arcsinh(I / sigma)
-    rows[..., 2, :] = measured
-    if reference is not None:
-        rows[..., 3, :], rows[..., 4, :] = _against_reference(I, sigma, measured, *reference)
-    rows[~np.any(I > 0, axis=-1)] = np.nan
-    return rows.astype(np.float32)
+    shape = np.shape(I)
+    none = np.empty((0, shape[-1]))
+    I_ref, sigma_ref = (none, none) if reference is None else (_rows_like(values, shape) for values in reference)
+    rows: NDArray[np.float32] = channel_rows(_rows(I), _rows(sigma), I_ref, sigma_ref, SIGNAL_SCALE)
+    return rows.reshape(*shape[:-1], len(CHANNELS), shape[-1])
 
 
-def _against_reference(
-    I: Floats, sigma: Floats, measured: NDArray[np.bool_], I_ref: Floats, sigma_ref: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
-    known = measured & np.isfinite(I_ref) & np.isfinite(sigma_ref)
-    z = (I - np.where(known, I_ref, 0.0)) / np.hypot(sigma, np.where(known, sigma_ref, 0.0))
-    return np.where(known, np.arcsinh(z), 0.0), known
+def _rows(values: NDArray[Any]) -> NDArray[np.float64]:
+    """(…, n) as (rows, n) float64, one after the other in memory."""
+    rows = np.ascontiguousarray(values, dtype=np.float64)
+    return rows.reshape(-1, rows.shape[-1])
 
 
-def _median(values: Floats, measured: NDArray[np.bool_]) -> Floats:
-    """Median over the last axis of the measured values (the lower one of two); 0 where none was measured."""
-    ordered = np.sort(np.where(measured, values, np.inf), axis=-1)
-    middle = (np.maximum(measured.sum(axis=-1), 1) - 1) // 2
-    median: Floats = np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
-    return np.where(np.isfinite(median), median, 0.0)
+def _rows_like(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The same of values that may be one curve for all."""
+    return _rows(values if np.ndim(values) == 1 else np.broadcast_to(values, shape))
