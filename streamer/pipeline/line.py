@@ -22,7 +22,7 @@ class Limits:
 
     workers: threads that decode and reduce. when_behind: "skip" gives up the oldest frame and counts it, "wait" pushes
     back on the detector. queue_frames, queue_bytes: messages waiting to be decoded. max_batch, max_wait_s: frames asked
-    of a model at once, and how long the first of them waits for company. drain_s: how long frames already received may
+    of a model at once, and how long they wait for those behind them. drain_s: how long frames already received may
     take once the stream is stopped.
     """
 
