@@ -48,7 +48,7 @@ from streamer.infer import (
 )
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce import graph as reduction_graph
-from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel
+from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
 from streamer.reduce.curves import Rebinning, channels
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
 
@@ -62,6 +62,9 @@ LEAST_COVERAGE = 0.45
 
 ReduceOn = Literal["auto", "cpu", "device"]
 Device = Literal["auto", "cuda", "cpu"]
+
+USUAL_DTYPES = ("uint16", "uint32")
+"""Of detectors that count; others are compiled when a series announces them."""
 
 WAVELENGTH_TOLERANCE = 1e-3
 """Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
@@ -146,6 +149,8 @@ class Saxs(Analysis):
         self._grid = self._card.grid("q")
         self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
         self._chosen_channel = channel
+        if isinstance(self.model, Model):
+            self._compile()
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
         self._geometry = self._given
         self._misfit = "no start message that tells one has come; wait for the next series, or give a .poni (--poni)"
@@ -154,6 +159,12 @@ class Saxs(Analysis):
         self._building = threading.Lock()
         if self._given is not None and self._given.shape is not None:
             self._build(self._given)
+
+    def _compile(self) -> None:
+        """Before the first frame can come: on a machine that never did it, this takes seconds."""
+        prepare(USUAL_DTYPES)
+        flat = np.ones(self._grid.size)
+        channels(*Rebinning(self._grid, self._grid)(flat, flat, flat))
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry.

@@ -40,7 +40,7 @@ from streamer.reduce.detector import Geometry, Unit
 from streamer.reduce.kernel import NARROW, Limits, binning_of, scatter_of, sums_of
 from streamer.reduce.loops import curve_of
 
-__all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel"]
+__all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel", "prepare"]
 
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32", "int32", "float32"))
 """What an image may consist of."""
@@ -230,6 +230,16 @@ class Integrator:
     def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
         """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""
         self.binned.warm(dtypes)
+
+
+def prepare(dtypes: Iterable[DTypeLike]) -> None:
+    """Compile, or load from disk, what images of these dtypes need, before there is a geometry."""
+    binning, norm, no_dark = binning_of(np.arange(256) // 64, 4), np.ones(256, np.float32), np.empty(0, np.float32)
+    for dtype in dtypes:
+        pixels = np.zeros(256, dtype)
+        pixels.flags.writeable = False
+        sums = sums_of(pixels, binning, norm, no_dark, limits_of(pixels.dtype, None, None))
+        curve_of(sums.counts, sums.lost, sums.lost_norm, binning.per_bin(), binning.per_bin(norm), np.zeros(4))
 
 
 def corrections_of(
