@@ -20,13 +20,15 @@ from models.saxs.evidence import BANDS
 from models.saxs.network import CLASS_COUNT, KNOTS, Calibration, Exported, fuse, surprise
 from models.saxs.pool import Shard
 
+NORMAL = [0, 1, 3]
+"""Density, residual and reference distance among the scores: what a normal frame is judged by."""
 RIDGE = 1e-2
 """Added to the embedding's covariances, relative to their mean diagonal: units that never light up have none."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """logits: (draws, n, 14). embedding: (n, e). scores: (n, 2 + SCORES)."""
+    """logits: (draws, n, LOGITS). embedding: (n, e). scores: (n, 3 + SCORES)."""
 
     logits: Tensor
     embedding: Tensor
@@ -36,13 +38,8 @@ class Answers:
 @torch.no_grad()
 def answers(exported: Exported, shard: Shard) -> Answers:
     """The network on curves whose physics was computed before."""
-    rows = []
-    for part in torch.arange(len(shard)).split(256):
-        x, features = shard.inputs[part].float(), shard.features[part].float()
-        embeddings = exported.embeddings(x, features)
-        embedding = embeddings.mean(0)
-        scores = exported.all_scores(x, embedding, shard.scores[part])
-        rows.append((exported.logits(embeddings, features), embedding, scores))
+    parts = (shard[part] for part in torch.arange(len(shard)).split(256))
+    rows = [exported.judge(part.seen.float(), part.features.float(), part.scores) for part in parts]
     logits, embedding, scores = zip(*rows, strict=True)
     return Answers(torch.cat(logits, 1), torch.cat(embedding), torch.cat(scores))
 
@@ -51,7 +48,7 @@ def temperatures(logits: Tensor, shard: Shard) -> tuple[float, float]:
     """Those that make classes and faults of held-out curves most likely, over all draws."""
     grid = torch.logspace(-0.3, 0.5, 33)
     clean = shard.D_fault == 0
-    material, faulty = logits[:, clean, :CLASS_COUNT], logits[..., CLASS_COUNT:]
+    material, faulty = logits[:, clean, :CLASS_COUNT], logits[..., CLASS_COUNT:-1]
     classes = [
         nll_loss(torch.softmax(material / T, -1).mean(0).clamp(min=1e-9).log(), shard.label[clean]) for T in grid
     ]
@@ -93,6 +90,12 @@ def table(scores: Tensor) -> Tensor:
     return torch.stack((x, y.clamp(min=0))).float()
 
 
+def known_tables(scores: Tensor) -> Tensor:
+    """(4, 2, KNOTS): density, residual and strangeness of known curves, (n, ≥ 3), and their fusion."""
+    each = torch.stack([table(scores[:, k]) for k in range(3)])
+    return torch.cat((each, table(fuse(surprise(scores[:, :3], each)))[None]))
+
+
 def normal_table(size: Tensor) -> Tensor:
     """(2, KNOTS): sizes |x|, and the size a standard normal variable exceeds as often."""
     x, y = table(size)
@@ -110,11 +113,10 @@ def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tupl
     clean = (mixed.D_fault == 0) & mixed.has_reference
     density = torch.cat([exported.density(part) for part in said.embedding.split(4096)])
     scores = torch.cat((density[:, None], said.scores[:, 1:]), -1)[clean]
-    known = torch.stack([table(scores[:, k]) for k in range(2)])
-    both = fuse(surprise(scores[:, :2], known))
     in_order = torch.cat([answers(exported, shard).scores for shard in normal])
-    tables = torch.stack([table(in_order[:, k]) for k in range(3)])
-    together = fuse(surprise(in_order[:, :3], tables))
+    by_score = in_order[:, NORMAL]
+    tables = torch.stack([table(column) for column in by_score.T])
+    together = fuse(surprise(by_score, tables))
     alone = density[(mixed.D_fault == 0) & ~mixed.has_reference & (mixed.label == 0)]
     calibration = Calibration(
         temperature,
@@ -123,8 +125,8 @@ def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tupl
         weights,
         torch.cat((tables, table(together)[None])),
         table(alone),
-        torch.cat((known, table(both)[None])),
-        torch.stack([normal_table(in_order[:, 3 + k].abs()) for k in range(BANDS + 1)]),
+        known_tables(scores),
+        torch.stack([normal_table(in_order[:, 4 + k].abs()) for k in range(BANDS + 1)]),
     )
     exported.calibrate(calibration)
     return calibration, len(in_order)

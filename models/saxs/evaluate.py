@@ -129,7 +129,7 @@ def left_out_scores(label: int, inputs: Tensor) -> Floats:
     rows = []
     for part in inputs.split(256):
         scores = head.parts(part)[2]
-        rows.append(fuse(beyond(scores[:, :2], head.known[:2])))
+        rows.append(fuse(beyond(scores[:, :3], head.known[:3])))
     return torch.cat(rows).numpy()
 
 

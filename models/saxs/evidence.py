@@ -23,11 +23,13 @@ FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
 
 
 class Evidence(nn.Module):
-    """(b, 8, 128) → features (b, FEATURES) and scores (b, SCORES): residual and reference distance in nats, about 0 if
-    all is well; what is new in each of the BANDS, in standard uncertainties; and the detectability, √ of the χ² that
-    the best defect explains.
+    """(b, 8, 128) → features (b, FEATURES), what is left (b, 1, 128) and scores (b, SCORES): residual and reference
+    distance in nats, about 0 if all is well; what is new in each of the BANDS, in standard uncertainties; and the
+    detectability, √ of the χ² that the best defect explains.
 
-    Without a reference there is nothing to say: features and scores are 0.
+    Without a reference there is nothing to say: all are 0.
+
+    What is left: asinh of what the likeliest explanation leaves, in units of noise and of what the bank is known to.
 
     residual: how much more structure the best explanation leaves than noise would: ln Σ exp(½ x²) over the normal
     scores x of its sums over WIDTHS points. reference: the same of what distinguishes the frame from its reference,
@@ -44,7 +46,7 @@ class Evidence(nn.Module):
             "widths", torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([w.shape[1] for w in windows]), 0)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         known = x[:, 4]
         count = known.sum(-1, keepdim=True)
         has = (count > 0).to(x.dtype)
@@ -89,7 +91,8 @@ class Evidence(nn.Module):
         pooled = torch.logsumexp(distance.clamp(max=1e4), -1) - math.log(distance.shape[-1])
         D = said.gain.amax(-1).sqrt()
         scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), D[:, None]), -1)
-        return torch.where(has > 0, features, torch.zeros_like(features)), scores * has
+        remains = torch.asinh(left / (1 + explained.abs())) * known
+        return torch.where(has > 0, features, torch.zeros_like(features)), remains[:, None], scores * has
 
     def _structure(self, r: Tensor, known: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Normal scores of the mean squares of r (b, k, 128) summed over WIDTHS points, (b, k, 5), and of its greatest

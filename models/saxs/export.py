@@ -19,8 +19,8 @@ import torch
 from models import training
 from models.saxs import pool, train
 from models.saxs.bank import Templates, typical
-from models.saxs.calibrate import answers, calibrate, from_folder, gaussians, table
-from models.saxs.network import CLASS_COUNT, Calibration, Exported, Network, fuse, identity, surprise
+from models.saxs.calibrate import answers, calibrate, from_folder, gaussians, known_tables
+from models.saxs.network import CLASS_COUNT, Calibration, Exported, Network, identity
 from models.saxs.pool import Shard
 from models.saxs.simulate import Curves
 
@@ -101,15 +101,8 @@ def write_head(build: Path, name: str) -> None:
         means, factors, weights = gaussians(said.embedding, shard)
         whole.calibrate(replace(identity(made.widths.embedding), means=means, factors=factors, log_weights=weights))
         clean = (shard.D_fault == 0) & shard.has_reference
-        scores = answers(whole, shard).scores[clean, :2]
-        known = torch.stack([table(scores[:, k]) for k in range(2)])
-        both = fuse(surprise(scores[:, :2], known))
-        parts |= {
-            "means": means,
-            "factors": factors,
-            "log_weights": weights,
-            "known": torch.cat((known, table(both)[None])),
-        }
+        known = known_tables(answers(whole, shard).scores[clean])
+        parts |= {"means": means, "factors": factors, "log_weights": weights, "known": known}
     training.write_checkpoint(HEADS / f"{name}.pt", **parts)
 
 

@@ -18,8 +18,8 @@ from models.saxs.instruments import GRID, Instrument, onto_grid, smearing
 from models.saxs.samples import Spheroids
 from models.saxs.simulate import FLUX_STABILITY, Curves, Mix, Scene, simulate
 from streamer.reduce.azimuthal import Integrator
+from streamer.reduce.curves import rebin
 from streamer.reduce.detector import Geometry
-from streamer.reduce.reference import on_grid
 
 PIXEL_M, SHAPE, BINS = 300e-6, (300, 300), 400
 
@@ -85,7 +85,7 @@ class Photographed(Scene):
         self, I: NDArray[np.float32], per_pixel: float, noise: np.random.Generator
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         profile = self.camera.integrator.integrate(self.camera.image(I, per_pixel, noise))
-        return on_grid(profile.q, profile.intensity, profile.sigma, GRID, weight=profile.pixels.astype(np.float64))
+        return rebin(profile.q, profile.intensity, profile.sigma, GRID, weight=profile.pixels.astype(np.float64))
 
 
 def photograph(n: int, spheroids: Spheroids, g: Generator, camera: Camera, mix: Mix | None = None) -> Curves:

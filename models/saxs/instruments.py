@@ -1,6 +1,6 @@
 """Random instruments: range, bins, gaps, smearing, photons, and how honest the σ is.
 
-An instrument counts in linear bins of q; `streamer.reduce.reference.on_grid` then brings its curve onto the network's
+An instrument counts in linear bins of q; `streamer.reduce.curves.rebin` then brings its curve onto the network's
 grid. Both steps are linear and made of whole bins, so that they are one matrix here: the counts of all bins that fall
 into one point of the grid are drawn as one Poisson number. `frames` makes curves the long way, pixel by pixel.
 """

@@ -21,6 +21,10 @@ from models.saxs.evidence import BANDS, FEATURES, Evidence
 from streamer.reduce.reference import CHANNELS
 
 CLASS_COUNT, FAULT_COUNT = len(CLASSES), len(faults.NAMES)
+LOGITS = CLASS_COUNT + FAULT_COUNT + 1
+"""Classes, faults, and whether the curve is of no known class."""
+SEEN = len(CHANNELS) + 1
+"""Rows the convolutions see: those of the curve, and what the bank leaves of it."""
 
 
 class Layer(nn.Module):
@@ -80,7 +84,7 @@ KERNELS, POOLS = (9, 5, 5), (4, 4, 2)
 
 
 class Network(nn.Module):
-    """Curves and features → logits of the classes and of the faults.
+    """Curves (b, SEEN, 128) and features → logits of the classes, of the faults, and of being none of the classes.
 
     classes: which of CLASSES there are; the others' logits are −∞ in effect. is_faithful: all layers are variational.
     """
@@ -89,7 +93,7 @@ class Network(nn.Module):
         super().__init__()
         widths = FAITHFUL if is_faithful else FAST
         self.is_faithful, self.widths, self.classes = is_faithful, widths, classes
-        channels = (len(CHANNELS), *widths.convolutions)
+        channels = (SEEN, *widths.convolutions)
         self.convolutions = nn.ModuleList(
             Layer(a, b, kernel, is_bayesian=is_faithful)
             for a, b, kernel in zip(channels[:-1], channels[1:], KERNELS, strict=True)
@@ -97,7 +101,7 @@ class Network(nn.Module):
         flat = widths.convolutions[-1] * 128 // math.prod(POOLS)
         self.embed = Layer(flat + FEATURES, widths.embedding, is_bayesian=is_faithful)
         self.hidden = Layer(widths.embedding, widths.hidden)
-        self.output = Layer(widths.hidden, CLASS_COUNT + FAULT_COUNT)
+        self.output = Layer(widths.hidden, LOGITS)
         self.skip = nn.Parameter(torch.tensor(1.0))
         barred = torch.zeros(CLASS_COUNT)
         barred[[k for k in range(CLASS_COUNT) if k not in classes]] = -30.0
@@ -111,7 +115,7 @@ class Network(nn.Module):
         return torch.relu(self.embed(torch.cat((x.flatten(1), features), -1)))
 
     def head(self, embedding: Tensor, features: Tensor) -> Tensor:
-        """(b, 14) logits: the physics' own log posterior is there from the start, the layers correct it."""
+        """(b, LOGITS): the physics' own log posterior is there from the start, the layers correct it."""
         out = self.output(torch.relu(self.hidden(embedding)))
         return self.with_physics(out, features)
 
@@ -134,8 +138,8 @@ class Calibration:
     the embedding, one for each class with and without a reference; factors are the inverse Cholesky factors,
     log_weights their log determinants. normal: (4, 2, KNOTS) −log10 p as a function of density, residual and reference
     distance and of their fusion, for normal frames with a reference; alone: (2, KNOTS) of density for those without.
-    known: (3, 2, KNOTS) of density, residual and their fusion, for curves of any class. bands: (BANDS + 1, 2, KNOTS)
-    standard normal score of |what is new| in a band, and of the scale. See `surprise`.
+    known: (4, 2, KNOTS) of density, residual, strangeness and their fusion, for curves of any class. bands:
+    (BANDS + 1, 2, KNOTS) standard normal score of |what is new| in a band, and of the scale. See `surprise`.
     """
 
     temperature: tuple[float, float]
@@ -161,7 +165,7 @@ def identity(embedding: int) -> Calibration:
         torch.zeros(1),
         torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
         torch.stack((ramp, ramp)),
-        torch.stack((ramp, ramp))[None].repeat(3, 1, 1),
+        torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
         torch.stack((ramp, ramp))[None].repeat(BANDS + 1, 1, 1),
     )
 
@@ -248,7 +252,7 @@ class Exported(nn.Module):
         return torch.relu(both @ self.trunk_3.transpose(1, 2) + network.embed.bias)
 
     def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
-        """(draws, b, 14)."""
+        """(draws, b, LOGITS)."""
         hidden = torch.relu(embeddings @ self.hidden + self.network.hidden.bias)
         return self.network.with_physics(hidden @ self.output + self.network.output.bias, features[None])
 
@@ -260,31 +264,39 @@ class Exported(nn.Module):
         return -torch.logsumexp(self.log_weights - distance / 2, -1) / e
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (draws, b, 14), embedding (b, e), scores (b, 2 + SCORES), see `all_scores`."""
-        features, scores = self.evidence(x)
-        embeddings = self.embeddings(x, features)
-        embedding = embeddings.mean(0)
-        return self.logits(embeddings, features), embedding, self.all_scores(x, embedding, scores)
+        """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 3 + SCORES), see `all_scores`."""
+        features, left, scores = self.evidence(x)
+        return self.judge(torch.cat((x, left), 1), features, scores)
 
-    def all_scores(self, x: Tensor, embedding: Tensor, scores: Tensor) -> Tensor:
-        """Density, then what physics says (`Evidence`), the scale's excess before the last: (b, 2 + SCORES)."""
+    def judge(self, seen: Tensor, features: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`parts` of curves whose physics is known."""
+        embeddings = self.embeddings(seen, features)
+        embedding, logits = embeddings.mean(0), self.logits(embeddings, features)
+        return logits, embedding, self.all_scores(seen, embedding, logits[..., -1].mean(0), scores)
+
+    def all_scores(self, x: Tensor, embedding: Tensor, strangeness: Tensor, scores: Tensor) -> Tensor:
+        """Density, residual, strangeness, then what else physics says (`Evidence`), the scale's excess before the last:
+        (b, 3 + SCORES)."""
         excess = torch.sinh(x[:, 7].sum(-1, keepdim=True) / x[:, 2].sum(-1, keepdim=True).clamp(min=1))
-        return torch.cat((self.density(embedding)[:, None], scores[:, :-1], excess, scores[:, -1:]), -1)
+        learned = torch.stack((self.density(embedding), scores[:, 0], strangeness), -1)
+        return torch.cat((learned, scores[:, 1:-1], excess, scores[:, -1:]), -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         logits, embedding, scores = self.parts(x)
         p = torch.softmax(logits[..., :CLASS_COUNT] / self.temperature[0], -1)
-        f = torch.sigmoid(logits[..., CLASS_COUNT:] / self.temperature[1])
+        f = torch.sigmoid(logits[..., CLASS_COUNT:-1] / self.temperature[1])
         any_of_it = 1 - half_normal(p[..., 0]) * (1 - f).prod(-1)
         classes, faulty, anomaly = p.mean(0), f.mean(0), any_of_it.mean(0)
         total, aleatoric = _entropy(classes), _entropy(p).mean(0)
         has = x[:, 4].sum(-1) > 0
-        # One table each for: density, residual, reference distance; density alone; density, residual of what is known.
-        asked = torch.cat((scores[:, :3], scores[:, :1], scores[:, :2], scores[:, 3:-1].abs()), -1)
-        tables = torch.cat((self.normal[:3], self.alone[None], self.known[:2], self.bands))
+        # One table each for: density, residual, reference distance of normal frames; density of those without a
+        # reference; density, residual, strangeness of what is known; bands.
+        normal = torch.cat((scores[:, :2], scores[:, 3:4]), -1)
+        asked = torch.cat((normal, scores[:, :1], scores[:, :3], scores[:, 4:-1].abs()), -1)
+        tables = torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands))
         said = surprise(asked, tables)
-        fusions = torch.stack((fuse(said[:, :3]), fuse(said[:, 4:6])), -1)
-        together = surprise(fusions, torch.stack((self.normal[3], self.known[2])))
+        fusions = torch.stack((fuse(said[:, :3]), fuse(said[:, 4:7])), -1)
+        together = surprise(fusions, torch.stack((self.normal[3], self.known[3])))
         return (
             classes,
             _spread(p, classes),
@@ -295,8 +307,8 @@ class Exported(nn.Module):
             total,
             aleatoric,
             (total - aleatoric).clamp(min=0),
-            scores[:, :3],
-            scores[:, 3:-1].sign() * said[:, 6:],
+            normal,
+            scores[:, 4:-1].sign() * said[:, 7:],
             scores[:, -1],
             torch.where(has, together[:, 0], said[:, 3]),
             together[:, 1],

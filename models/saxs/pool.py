@@ -31,10 +31,10 @@ CALIBRATION_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Shard:
-    """inputs: (n, 8, 128) half. features: (n, f) half. scores: (n, SCORES). label, faults, D, D_fault,
-    has_reference: as in `Curves`."""
+    """seen: (n, SEEN, 128) half, the channels of the curve and what the bank leaves of it. features: (n, f) half.
+    scores: (n, SCORES). label, faults, D, D_fault, has_reference: as in `Curves`."""
 
-    inputs: Tensor
+    seen: Tensor
     features: Tensor
     scores: Tensor
     label: Tensor
@@ -53,9 +53,9 @@ class Shard:
     def of(cls, curves: Curves, evidence: Evidence) -> Shard:
         with torch.no_grad():
             said = [evidence(part) for part in curves.inputs.split(256)]
-        features, scores = (torch.cat(column) for column in zip(*said, strict=True))
+        features, left, scores = (torch.cat(column) for column in zip(*said, strict=True))
         return cls(
-            curves.inputs.half(),
+            torch.cat((curves.inputs, left), 1).half(),
             features.half(),
             scores,
             curves.label,

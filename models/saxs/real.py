@@ -21,7 +21,8 @@ from streamer.analyses.saxs import Memory, against, judged
 from streamer.decide import Decider
 from streamer.infer import load_model
 from streamer.records import BadInput, Quantity, Result, SeriesKey
-from streamer.reduce.reference import FLUX_STABILITY, channels, gather, on_grid
+from streamer.reduce.curves import rebin
+from streamer.reduce.reference import FLUX_STABILITY, channels, gather
 
 SERIES = {
     "glucose isomerase": ("raw_gi_series", "GI2_*.dat"),
@@ -138,7 +139,7 @@ def every_curve(folder: Path) -> dict[str, str]:
             continue
         try:
             q, I, sigma = read_curve(path)
-            measured = np.isfinite(on_grid(q, I, sigma, GRID)[0]).sum()
+            measured = np.isfinite(rebin(q, I, sigma, GRID)[0]).sum()
             said[path.name] = (
                 "" if measured >= LEAST_ROWS else f"{measured} points of the model's grid, expected {LEAST_ROWS}"
             )
@@ -151,7 +152,7 @@ def judge(paths: list[Path]) -> dict[str, Any]:
     """What the model and the default rules say of the frames of a series."""
     model, decider, memory = load_model(export.FOLDERS["fast"], device="cpu"), Decider(rules()), Memory()
     curves = [read_curve(path) for path in paths]
-    grid = [on_grid(*curve, GRID) for curve in curves]
+    grid = [rebin(*curve, GRID) for curve in curves]
     reference = gather(grid[:REFERENCE_FRAMES])
     rows: dict[str, list[float]] = {
         name: [] for name in ("novelty", "score", "flux", "low_q", "anomaly", "scale", "class")

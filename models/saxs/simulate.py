@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from models.saxs import defects, faults
+from models.saxs import defects, faults, strangers
 from models.saxs.instruments import GRID, Instrument
 from models.saxs.samples import BACKGROUND, Q, Sample, Spheroids, log_uniform, uniform
 from streamer.reduce.reference import FLUX_STABILITY, Reference, channels
@@ -37,16 +37,20 @@ PHOTONS = (3e3, 1e8)
 REFERENCE_RATIO = (1.0, 200.0)
 """Exposure of the reference over that of a frame."""
 BRIGHTEST = 3.0
+STRANGE = len(defects.CLASSES)
+"""The label of a curve of `strangers`: of no class."""
 
 
 @dataclass(frozen=True)
 class Mix:
     """What is drawn. classes: share of each material class. faulty: share of curves with an instrument's fault.
-    with_reference: share of curves that come with one. D: range of the log-uniform detectability."""
+    with_reference: share of curves that come with one. strange: share of curves of no class, see `strangers`. D: range
+    of the log-uniform detectability."""
 
     classes: tuple[float, ...] = (1 / 7,) * 7
     faulty: float = 0.3
     with_reference: float = 0.75
+    strange: float = 0.0
     D: tuple[float, float] = D_RANGE
 
     @classmethod
@@ -64,9 +68,9 @@ class Mix:
 class Curves:
     """b curves: what the network sees, what is true of them, and what the oracle needs.
 
-    inputs: (b, 8, 128) float32, see `streamer.reduce.reference.channels`. label: (b,) index into CLASSES. faults:
-    (b, 7) 1 where the fault of `faults.NAMES` is present with D ≥ 2. D: (b,) of the defect. D_fault: (b,) of the fault.
-    has_reference: (b,). kind, u, strength: of the defect, see `defects`; strength in units of the flat background.
+    inputs: (b, 8, 128) float32, see `streamer.reduce.reference.channels`. label: (b,) index into CLASSES, or STRANGE.
+    faults: (b, 7) 1 where the fault of `faults.NAMES` is present with D ≥ 2. D: (b,) of the defect. D_fault: (b,) of the
+    fault. has_reference: (b,). kind, u, strength: of the defect, see `defects`; strength in units of the flat background.
     photons: (b,) expected in the frame. truth, I, reference: (b, 128) mean curve without the defect, the frame and the
     reference as measured. variance, variance_0: (b, 128) true variance of I − reference with and without the defect,
     infinite where not measured. instrument: (b,) which of the batch's.
@@ -204,11 +208,22 @@ def simulate(
     is_faulty = uniform(0, 1, (n,), g) < mix.faulty
     label = torch.multinomial(torch.tensor(mix.classes), n, replacement=True, generator=g)
     label = torch.where(is_faulty & (uniform(0, 1, (n,), g) < 0.8), 0, label)
+    if mix.strange:
+        label = torch.where(~is_faulty & (uniform(0, 1, (n,), g) < mix.strange), STRANGE, label)
     kind, u = defects.draw(label, g)
-    unit = scene.instrument.at_grid(defects.intensity(Q, kind, u)) / BACKGROUND
+    unit = scene.instrument.at_grid(_intensity(label, kind, u, g)) / BACKGROUND
     strength, D = scene.scaled_to(unit, log_uniform(*mix.D, (n,), g))
     strength, D = torch.where(label > 0, strength, 0), torch.where(label > 0, D, 0)
     return observed(scene, label, kind, u, strength, D, unit, is_faulty, mix)
+
+
+def _intensity(label: Tensor, kind: Tensor, u: Tensor, g: Generator) -> Tensor:
+    """Of defects and of strangers, (b, len(Q))."""
+    I = defects.intensity(Q, kind, u)
+    rows = torch.nonzero(label == STRANGE)[:, 0]
+    if len(rows):
+        I[rows] = strangers.draw(len(rows), g)
+    return I
 
 
 def observed(

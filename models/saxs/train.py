@@ -29,7 +29,8 @@ from models.saxs import pool
 from models.saxs.evidence import Evidence
 from models.saxs.network import CLASS_COUNT, Network
 from models.saxs.pool import Shard
-from models.saxs.simulate import Mix
+from models.saxs.simulate import STRANGE, Mix
+from streamer.reduce.reference import CHANNELS
 
 FOLDER = Path(__file__).parent
 LEARNING_RATE = 1e-3
@@ -37,15 +38,18 @@ CHECKPOINT_EVERY = 500
 
 
 def loss(logits: Tensor, batch: Shard) -> Tensor:
-    """Negative log-likelihood + Brier score: of the class where no fault was drawn, and of every fault."""
-    material, faulty = logits[:, :CLASS_COUNT], logits[:, CLASS_COUNT:]
-    clean = batch.D_fault == 0
+    """Negative log-likelihood + Brier score: of the class where no fault was drawn, of every fault, and of being none
+    of the classes."""
+    material, yes_or_no = logits[:, :CLASS_COUNT], logits[:, CLASS_COUNT:]
+    is_strange = batch.label == STRANGE
+    clean = (batch.D_fault == 0) & ~is_strange
     p = torch.softmax(material[clean], -1)
     label = batch.label[clean]
     brier = (p - one_hot(label, CLASS_COUNT)).square().sum(-1).mean()
     likelihood = cross_entropy(material[clean], label)
-    present = binary_cross_entropy_with_logits(faulty, batch.faults)
-    return likelihood + brier + present * 3 + (torch.sigmoid(faulty) - batch.faults).square().mean() * 3
+    truth = torch.cat((batch.faults, is_strange[:, None].float()), 1)
+    present = binary_cross_entropy_with_logits(yes_or_no, truth)
+    return likelihood + brier + present * 3 + (torch.sigmoid(yes_or_no) - truth).square().mean() * 3
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -109,7 +113,7 @@ def train(
             batch = next(curves)
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(run.step, steps, peak)
-            value = loss(network(batch.inputs.float(), batch.features.float()), batch)
+            value = loss(network(batch.seen.float(), batch.features.float()), batch)
             run.optimiser.zero_grad()
             (value + network.divergence() / (steps * len(batch))).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -127,6 +131,7 @@ MISSION = (1, 2, 3)
 """Vacancy, edge dislocation, point defect: the three classes of the task this project began with."""
 MISSION_MIX = Mix.material(*MISSION, D=(5.0, 100.0))
 MISSION_SEED = 500_001
+TRAINING_MIX = Mix(strange=0.125)
 
 
 def without(path: Path, label: int, asked: Evidence) -> Shard:
@@ -134,9 +139,10 @@ def without(path: Path, label: int, asked: Evidence) -> Shard:
     shard = pool.read(path)
     shard = shard[torch.nonzero(shard.label != label)[:, 0]]
     with torch.no_grad():
-        said = [asked(part.float()) for part in shard.inputs.split(256)]
-    features, scores = (torch.cat(column) for column in zip(*said, strict=True))
-    return replace(shard, features=features.half(), scores=scores)
+        said = [asked(part.float()) for part in shard.seen[:, : len(CHANNELS)].split(256)]
+    features, left, scores = (torch.cat(column) for column in zip(*said, strict=True))
+    seen = torch.cat((shard.seen[:, : len(CHANNELS)], left.half()), 1)
+    return replace(shard, seen=seen, features=features.half(), scores=scores)
 
 
 def fill_without(build: Path, label: int, count: int) -> Path:
@@ -163,7 +169,7 @@ def main() -> None:
     g = training.seeded(arguments.seed)
     match what:
         case "pool":
-            pool.fill(build, 1, arguments.shards)
+            pool.fill(build, 1, arguments.shards, TRAINING_MIX)
         case "normal":
             pool.fill(build / "normal", pool.CALIBRATION_SEED + 1, arguments.shards, Mix.normal())
         case "fast" | "faithful":

@@ -32,8 +32,12 @@ tells. With a `.poni` a running series can be joined; without one its frames are
 
 The reference is loaded with what `streamer commission` wrote, or averaged from the first `reference_frames` of every
 series, or it slides: the mean of the last `sliding_frames` frames that were in order. The curve is brought onto the
-model's q grid by `reduce.reference`, the functions the model was trained with. A curve with nothing in it is not
-judged: what the model would say is NaN.
+model's q grid by `reduce.curves` and compared by `reduce.reference`, the functions the model was trained with. A curve
+with nothing in it is not judged: what the model would say is NaN.
+
+Where the model runs on CUDA, the frame is reduced there, too (`reduce_on`): `reduce` hands in the image as it came from
+the detector with the reference of that moment, and `interpret` finds profile and curve among the model's outputs.
+Either way the result is the same, but that frames on their way when a reference is ready are still judged without it.
 """
 
 from __future__ import annotations
@@ -41,9 +45,8 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,13 +56,26 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer.analyses import Analysis
-from streamer.infer import load_model, require_coverage, require_tensors
+from streamer.graphs import BESIDE, LIMITS, REFERENCE, Graph, can_draw
+from streamer.infer import (
+    FRAME,
+    Model,
+    RawModel,
+    Reduction,
+    Window,
+    load_model,
+    load_raw_model,
+    require_coverage,
+    require_tensors,
+)
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
-from streamer.reduce.azimuthal import Integrator, Profile, SigmaModel
-from streamer.reduce.commissioned import Commissioned, read_commissioned
+from streamer.reduce import graph as reduction_graph
+from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
 from streamer.reduce.conformal import Conformal
+from streamer.reduce.curves import Rebinning
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
-from streamer.reduce.reference import FLUX_STABILITY, Reference, channels, compare, gather, on_grid
+from streamer.reduce.keeping import Keeper
+from streamer.reduce.reference import Comparison, Reference, channels, compare
 from streamer.reduce.shape import guinier, power_law
 from streamer.sequential import ChangePoint, longest_run, run_probability
 
@@ -68,7 +84,7 @@ log = structlog.get_logger(__name__)
 CLASSES = ("normal", "void", "edge", "point", "precipitate", "separation", "order")
 FAULTS = ("aggregation", "repulsion", "background", "beamstop", "beam", "saturation", "detector")
 BANDS = ("low_q", "mid_q", "high_q", "top_q", "flux")
-BESIDE = ("scale", "chi2", *BANDS, "detectability", "exposure")
+AGAINST = ("scale", "chi2", *BANDS, "detectability", "exposure")
 """What needs a reference."""
 
 OUTPUTS = (
@@ -95,6 +111,12 @@ BINS = (100, 10_000)
 LEAST_COVERAGE = 0.45
 """Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
 
+ReduceOn = Literal["auto", "cpu", "device"]
+Device = Literal["auto", "cuda", "cpu"]
+
+USUAL_DTYPES = ("uint16", "uint32")
+"""Of detectors that count; others are compiled when a series announces them."""
+
 WAVELENGTH_TOLERANCE = 1e-3
 """Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
 
@@ -107,12 +129,29 @@ IN_ORDER = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What frames are reduced with. nodata, saturation: see `Integrator.integrate`."""
+    """What frames are reduced with.
+
+    nodata, saturation: see `Integrator.integrate`.
+    windows: where frames are handed in to be reduced on the device, by dtype and whether it has a hole.
+    """
 
     integrator: Integrator
+    rebinning: Rebinning
     fingerprint: str
     nodata: int | None = None
     saturation: int | None = None
+    windows: dict[tuple[np.dtype[Any], bool], Window] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedIn(Reduced):
+    """A frame that is reduced on the device.
+
+    integrator: of its series, which may be over when the answer comes. reference: beside which it is judged.
+    """
+
+    integrator: Integrator
+    reference: Reference | None
 
 
 class Saxs(Analysis):
@@ -127,13 +166,15 @@ class Saxs(Analysis):
     commissioned: what `streamer commission` wrote: reference, flux stability, calibration of novelty.
     reference_frames: so many frames at the beginning of a series become its reference; 0 for none.
     sliding_frames: the reference is the mean of the last so many frames in order; 0 keeps it as it began.
+    reduce_on: "cpu" reduces frames where they are decoded, "device" where the model runs, in one graph with it; "auto"
+        means the device if that is CUDA. The graph needs the extra `cuda` or `train` when a geometry is new.
     """
 
     name = "saxs"
     quantities = (
         *("total", "invalid", "saturated", "rg", "i0", "porod"),
         *("class", "probability", *CLASSES, *FAULTS, "anomaly", "entropy", "aleatoric", "epistemic"),
-        *("has_reference", "novelty", "score", "unknown", *BESIDE, "cormap", "changed"),
+        *("has_reference", "novelty", "score", "unknown", *AGAINST, "cormap", "changed"),
     )
     curves = ("profile", "curve")
 
@@ -152,11 +193,12 @@ class Saxs(Analysis):
         sigma: SigmaModel = "poisson",
         channel: str | None = None,
         model: str = "saxs",
-        device: Literal["auto", "cuda", "cpu"] = "auto",
+        device: Device = "auto",
         max_batch: int = 16,
         commissioned: Path | None = None,
         reference_frames: Annotated[int, msgspec.Meta(ge=0)] = 0,
         sliding_frames: Annotated[int, msgspec.Meta(ge=0)] = 0,
+        reduce_on: ReduceOn = "auto",
     ) -> None:
         if poni is None and (mask or flat or dark):
             raise BadInput("saxs: found mask, flat or dark without poni; they belong to a geometry, give its .poni too")
@@ -168,7 +210,7 @@ class Saxs(Analysis):
             raise BadInput(f"saxs: q_range is {list(q_range)}, expected two ascending numbers in {unit}")
         if polarization is not None and not -1 <= polarization <= 1:
             raise BadInput(f"saxs: polarization is {polarization}, expected -1 (vertical) to 1 (horizontal)")
-        self.model = load_model(model, device=device, max_batch=max_batch)
+        self.model: Model | RawModel = _load(model, device, max_batch, reduce_on)
         self.bins, self.unit, self.q_range = bins, unit, q_range
         self.polarization, self.solid_angle = polarization, solid_angle
         self.sigma: SigmaModel = sigma
@@ -176,18 +218,27 @@ class Saxs(Analysis):
         self._card = self.model.card
         require_tensors(self._card, {"curve": "1"}, dict.fromkeys(OUTPUTS, "1"))
         self._grid = self._card.grid("q")
-        self._beside = Beside(self._grid, commissioned, reference_frames, sliding_frames)
+        self._keeper = Keeper(self._grid, commissioned, reference_frames, sliding_frames)
         self._memory = Memory()
         self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
         self._chosen_channel = channel
+        if isinstance(self.model, Model):
+            self._compile()
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
         self._geometry = self._given
-        self._misfit = "no start message that tells a geometry has come; give a .poni"
+        self._misfit = "no start message that tells one has come; wait for the next series, or give a .poni (--poni)"
         self._series: SeriesStart | None = None
         self._setup: Setup | None = None
         self._building = threading.Lock()
         if self._given is not None and self._given.shape is not None:
             self._build(self._given)
+
+    def _compile(self) -> None:
+        """Before the first frame can come: on a machine that never did it, this takes seconds."""
+        prepare(USUAL_DTYPES)
+        flat = np.ones(self._grid.size)
+        I, sigma = Rebinning(self._grid, self._grid)(flat, flat, flat)
+        channels(I, sigma, Reference(I, sigma))
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry.
@@ -197,7 +248,7 @@ class Saxs(Analysis):
         """
         previous, self._setup, self._geometry = self._setup, None, None
         self._series = series
-        self._beside.start_over()
+        self._keeper.start_over()
         self._chosen_channel = self.channel or next(iter(series.channels), None)
         geometry = self._of_header(series) if self._given is None else self._of_file(self._given, series)
         if geometry.shape is not None:
@@ -217,19 +268,18 @@ class Saxs(Analysis):
     def reduce(self, frame: Frame) -> Reduced:
         """I(q) ± σ and the model's input. Raises BadFrame with reason "geometry", "shape" or "dtype"."""
         setup = self._setup or self._first_shape(frame)
+        self._require_shape(frame, setup)
+        if isinstance(self.model, RawModel):
+            return self._handed_in(frame, setup, self.model)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
-        q = profile.q * self._to_grid
-        weight = profile.pixels.astype(np.float64)
-        I, sigma = on_grid(q, profile.intensity, profile.sigma, self._grid, weight=weight)
-        reference = self._beside.of(I, sigma)
+        I, sigma = setup.rebinning(profile.intensity, profile.sigma, profile.pixels)
+        reference = self._keeper.of(I, sigma)
+        beside = compare(I, sigma, reference, self._keeper.stability) if reference is not None else None
         return Reduced(
             series=frame.series,
             number=frame.number,
-            quantities=_quantities(profile, self.sigma)
-            | {"curve": Quantity(I, sigma, axes={"q": (self._grid / self._to_grid, self.unit)})}
-            | _shape(self._grid / self._to_grid, I, sigma, self.unit)
-            | against(I, sigma, reference, self._beside.stability),
-            inputs={"curve": channels(I, sigma, reference, stability=self._beside.stability)},
+            quantities=_quantities(profile, self.sigma) | self._of_curve(I, sigma) | against(beside),
+            inputs={"curve": channels(I, sigma, reference, beside=beside)},
             channel=frame.channel,
             start_s=frame.start_s,
             received_ns=frame.received_ns,
@@ -237,10 +287,14 @@ class Saxs(Analysis):
 
     def interpret(self, reduced: Reduced, outputs: Mapping[str, NDArray[Any]] | None) -> Result:
         quantities = dict(reduced.quantities)
+        if isinstance(reduced, HandedIn) and outputs is not None:
+            quantities = self._handed_back(reduced, outputs)
         if outputs is not None:
-            quantities |= judged(outputs, self._beside.novelty, has_reference=bool(quantities["has_reference"].value))
+            quantities |= judged(outputs, self._keeper.novelty, has_reference=bool(quantities["has_reference"].value))
             quantities |= self._memory.of(quantities)
-            self._beside.learn(quantities)
+            if float(quantities["novelty"].value) < IN_ORDER:
+                curve = quantities["curve"]
+                self._keeper.learn(np.asarray(curve.value), np.asarray(curve.sigma))
         return Result(
             analysis=self.name,
             series=reduced.series,
@@ -279,20 +333,87 @@ class Saxs(Analysis):
                 except (BadInput, BadModel) as misfit:
                     self._geometry, self._misfit = None, str(misfit)
             if self._setup is None:
-                raise BadFrame("geometry", f"saxs: no geometry for frame {frame.number}: {self._misfit}")
+                raise BadFrame("geometry", f"saxs: no geometry for these frames: {self._misfit}")
             return self._setup
+
+    def _require_shape(self, frame: Frame, setup: Setup) -> None:
+        """Where no start tells the shape, a frame of another one says that the geometry is of another detector."""
+        is_announced = self._series is not None and self._series.shape is not None
+        if not is_announced and frame.image.shape != setup.integrator.shape:
+            raise BadFrame(
+                "geometry",
+                f"saxs: the images have shape {frame.image.shape}, the geometry {setup.integrator.shape}; "
+                "give the geometry of this detector",
+            )
 
     def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:
         series, fingerprint = self._series, geometry.fingerprint
         if previous is not None and previous.fingerprint == fingerprint:
-            integrator = previous.integrator
+            integrator, rebinning, windows = previous.integrator, previous.rebinning, previous.windows
         else:
+            windows = {}
             integrator = self._integrator(geometry)
-        if series is not None and series.dtype is not None:
-            integrator.warm([series.dtype])
+            rebinning = Rebinning(integrator.q * self._to_grid, self._grid)
         nodata, saturation = (series.nodata, series.saturation) if series is not None else (None, None)
-        self._setup = Setup(integrator, fingerprint, nodata, saturation)
-        return self._setup
+        setup = Setup(integrator, rebinning, fingerprint, nodata, saturation, windows)
+        if series is not None and series.dtype in DTYPES:
+            if isinstance(self.model, RawModel):
+                self._window(series.dtype, setup, self.model)
+            else:
+                integrator.warm([series.dtype])
+        self._setup = setup
+        return setup
+
+    def _of_curve(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> dict[str, Quantity]:
+        """The curve on the model's grid, and its shape."""
+        q = self._grid / self._to_grid
+        return {"curve": Quantity(I, sigma, axes={"q": (q, self.unit)})} | _shape(q, I, sigma, self.unit)
+
+    def _handed_in(self, frame: Frame, setup: Setup, model: RawModel) -> HandedIn:
+        """The frame on its way to the device."""
+        dtype = frame.image.dtype
+        if dtype not in DTYPES:
+            raise BadFrame("dtype", f"saxs: the image is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+        with self._building:
+            try:
+                window, limits = self._window(dtype, setup, model)
+            except BadModel as missing:
+                raise BadFrame("dtype", f"saxs: frames of {dtype} cannot be handed in: {missing}") from missing
+        reference = self._keeper.known
+        return HandedIn(
+            series=frame.series,
+            number=frame.number,
+            quantities={},
+            inputs={
+                FRAME: window.put(frame.image),
+                LIMITS: limits,
+                **reduction_graph.reference_rows(reference, self._keeper.stability, self._grid.size),
+            },
+            channel=frame.channel,
+            start_s=frame.start_s,
+            received_ns=frame.received_ns,
+            integrator=setup.integrator,
+            reference=reference,
+        )
+
+    def _handed_back(self, reduced: HandedIn, outputs: Mapping[str, NDArray[Any]]) -> dict[str, Quantity]:
+        """What `reduce` would have said of a frame that was reduced on the device."""
+        I, sigma = outputs["curve.I"], outputs["curve.sigma"]
+        if reduced.reference is None:
+            self._keeper.of(I, sigma)
+            beside = None
+        else:
+            beside = compare(I, sigma, reduced.reference, self._keeper.stability)
+        profile = _profile(outputs, reduced.integrator)
+        return _quantities(profile, self.sigma) | self._of_curve(I, sigma) | against(beside)
+
+    def _window(self, dtype: np.dtype[Any], setup: Setup, model: RawModel) -> tuple[Window, NDArray[np.float64]]:
+        """Where frames of a dtype are handed in, opened with the first of them, and what counts as a measurement."""
+        limits = reduction_graph.limits_row(dtype, setup.nodata, setup.saturation)
+        key = dtype, reduction_graph.has_hole(limits)
+        if key not in setup.windows:
+            setup.windows[key] = model.prepare(_reduction(setup, *key, self._grid.size))
+        return setup.windows[key], limits
 
     def _integrator(self, geometry: Geometry) -> Integrator:
         integrator = Integrator(
@@ -320,63 +441,44 @@ class Saxs(Analysis):
         return integrator
 
 
-@dataclass
-class Beside:
-    """The reference curve, wherever it comes from. Frames may come from several workers at once.
+def _load(name: str, device: Device, max_batch: int, reduce_on: ReduceOn) -> Model | RawModel:
+    """The model, to be asked with curves or with frames."""
+    model = load_model(name, device=device, max_batch=max_batch)
+    if reduce_on == "cpu" or (reduce_on == "auto" and model.device == "cpu"):
+        return model
+    if reduce_on == "auto" and not can_draw():
+        log.warning("frames are reduced on the CPU: the package 'onnx' is missing; pip install 'streamer[cuda]'")
+        return model
+    return load_raw_model(name, device=model.device, max_batch=max_batch)
 
-    Raises BadInput when more than one source of it is asked for, or the file cannot be used.
-    """
 
-    grid: NDArray[np.float64]
-    commissioned: Path | None
-    reference_frames: int
-    sliding_frames: int
-    stability: float = FLUX_STABILITY
-    novelty: Conformal | None = None
-    _reference: Reference | None = None
-    _first: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
-    _last: deque[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=deque)
-    _changing: threading.Lock = field(default_factory=threading.Lock)
+def _reduction(setup: Setup, dtype: np.dtype[Any], has_hole: bool, points: int) -> Reduction:
+    """From raw frames to the profile and the model's input."""
+    integrator, rebinning = setup.integrator, setup.rebinning
 
-    def __post_init__(self) -> None:
-        self._last = deque(maxlen=max(self.sliding_frames, 1))
-        if self.commissioned is None:
-            return
-        if self.reference_frames:
-            raise BadInput("saxs: found commissioned and reference_frames, expected one of them: each is a reference")
-        known: Commissioned = read_commissioned(self.commissioned, self.grid)
-        self._reference, self.stability, self.novelty = known.reference, known.stability, known.novelty
+    def draw(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
+        bins = reduction_graph.per_bin(graph, integrator.binned, dtype, has_hole=has_hole)
+        seen, I, sigma = reduction_graph.channels_graph(graph, bins, rebinning)
+        given_out = {f"bins.{name}": tensor for name, tensor in asdict(bins).items()}
+        return {"curve": seen}, given_out | {"curve.I": I, "curve.sigma": sigma}
 
-    def start_over(self) -> None:
-        """Another series, another sample: a reference out of its frames is forgotten, a commissioned one stays."""
-        with self._changing:
-            self._first.clear()
-            self._last.clear()
-            if self.commissioned is None:
-                self._reference = None
-
-    def of(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> Reference | None:
-        """The reference to judge this frame by; None while there is none yet."""
-        if self._reference is None and self.reference_frames:
-            with self._changing:
-                if len(self._first) < self.reference_frames and np.any(I > 0):
-                    self._first.append((I, sigma))
-                    if len(self._first) == self.reference_frames:
-                        self._reference = gather(self._first)
-                        log.info("saxs reference", frames=self.reference_frames, noise=round(self._reference.noise, 3))
-                    return None
-        return self._reference
-
-    def learn(self, quantities: Mapping[str, Quantity]) -> None:
-        """Let a frame in order into the sliding reference; it is used once as many are there as were asked for."""
-        novelty = float(quantities["novelty"].value)
-        if not self.sliding_frames or self._reference is None or not novelty < IN_ORDER:
-            return
-        curve = quantities["curve"]
-        with self._changing:
-            self._last.append((np.asarray(curve.value), np.asarray(curve.sigma)))
-            if len(self._last) == self.sliding_frames:
-                self._reference = gather(self._last)
+    per_frame = ("invalid", "saturated")
+    return Reduction(
+        fingerprint=f"{reduction_graph.fingerprint(integrator.binned, rebinning)} {has_hole}",
+        shape=integrator.shape,
+        dtype=dtype,
+        places=reduction_graph.places(integrator.binned.norm.size),
+        inputs={LIMITS: (4,), REFERENCE: (2, points), BESIDE: (2,)},
+        outputs={
+            **{
+                f"bins.{one.name}": () if one.name in per_frame else (integrator.bins,)
+                for one in fields(reduction_graph.Bins)
+            },
+            "curve.I": (points,),
+            "curve.sigma": (points,),
+        },
+        draw=draw,
+    )
 
 
 @dataclass
@@ -457,18 +559,31 @@ def _shape(
     }
 
 
-def against(
-    I: NDArray[np.float64], sigma: NDArray[np.float64], reference: Reference | None, stability: float
-) -> dict[str, Quantity]:
-    if reference is None:
+def against(beside: Comparison | None) -> dict[str, Quantity]:
+    """What the comparison with the reference says by itself."""
+    if beside is None:
         nothing = Quantity(math.nan)
         return {"has_reference": Quantity(0.0), "scale": nothing, "chi2": nothing}
-    beside = compare(I, sigma, reference, stability)
     return {
         "has_reference": Quantity(1.0),
         "scale": Quantity(1 + float(beside.scale), float(beside.sigma_scale)),
         "chi2": Quantity(float(beside.chi2)),
     }
+
+
+def _profile(outputs: Mapping[str, NDArray[Any]], integrator: Integrator) -> Profile:
+    """What the device made of a frame, as the integrator would have said it."""
+    return Profile(
+        intensity=outputs["bins.intensity"],
+        sigma=outputs["bins.sigma"],
+        counts=outputs["bins.counts"],
+        pixels=outputs["bins.pixels"].astype(np.int64),
+        norm=outputs["bins.norm"],
+        invalid=int(outputs["bins.invalid"]),
+        saturated=int(outputs["bins.saturated"]),
+        q=integrator.q,
+        unit=integrator.unit,
+    )
 
 
 def _quantities(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:

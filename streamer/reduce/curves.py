@@ -2,8 +2,7 @@
 
 A curve is I(q) ± σ(q). Every array may carry leading dimensions (a batch of curves measured on one q axis); the last
 dimension is q. "Not measured" is NaN in I and σ, never zero: a bin that saw no photon is measured, I = 0 and σ > 0.
-q, I and σ keep whatever unit they came with; the network's channels are pure numbers and do not change when I and σ
-are multiplied by one factor, so that the analysis works without an absolute intensity.
+q, I and σ keep whatever unit they came with.
 """
 
 from __future__ import annotations
@@ -14,16 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
+from streamer.reduce.loops import rebin_rows
 
-__all__ = ["CHANNELS", "channels", "edges", "log_grid", "rebin"]
+__all__ = ["Rebinning", "as_rows", "edges", "log_grid", "rebin", "rows_like"]
 
 Floats = NDArray[np.floating[Any]]
-
-CHANNELS = ("log10 I", "asinh I/σ", "measured", "asinh z", "reference")
-"""What the rows of `channels` are."""
-
-SIGNAL_SCALE = 0.2
-"""Brings asinh(I/σ), which is 8 at σ/I = 0.1 %, to the size of the other channels."""
 
 
 def log_grid(start: float, stop: float, points: int) -> NDArray[np.float64]:
@@ -43,7 +37,7 @@ def edges(grid: Floats) -> NDArray[np.float64]:
 def rebin(
     q: Floats, I: Floats, sigma: Floats, grid: Floats, *, weight: Floats | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A curve on another, coarser or finer, q grid.
+    """A curve on another, coarser or finer, q grid; for more than one curve of the same q make a `Rebinning`.
 
     q: (n,) ascending. I, sigma: (…, n) in one unit; a sample is used where I and σ are finite and σ > 0.
     grid: (m,) centres in the unit of q. weight: (n,) or (…, n) what each sample weighs in the mean of its bin, e.g. its
@@ -52,101 +46,48 @@ def rebin(
 
     A bin that holds samples gets their weighted mean Σwᵢ Iᵢ / Σwᵢ and σ = √Σ(wᵢσᵢ)² / Σwᵢ. The weights are not 1/σ²:
     σ² is estimated from the same counts as I, and such weights pull a mean of few counts down.
-    A bin without a sample, but between two neighbouring samples that were both measured, is interpolated, I and σ both
-    linearly in log q: σ is what one sample would have there, and such bins are correlated with their neighbours.
-    Bins in a gap of the detector, or outside the samples, are NaN. Raises BadInput when q does not ascend.
+    A bin without a sample, finer than the samples, in a gap of the detector or outside of it, is NaN: it is not
+    interpolated, so that bins stay independent. Raises BadInput when q does not ascend.
     """
-    q = np.asarray(q, dtype=np.float64)
-    if q.ndim != 1 or np.shape(I)[-1:] != q.shape or np.shape(sigma) != np.shape(I):
-        found = f"q {q.shape}, I {np.shape(I)}, σ {np.shape(sigma)}"
-        raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
-    if not np.all(np.diff(q) > 0):
-        raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
-    measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-    I = np.where(measured, I, 0.0)
-    sigma = np.where(measured, sigma, 0.0)
-    w = np.where(measured, 1.0 if weight is None else weight, 0.0)
-    grid = np.asarray(grid, dtype=np.float64)
-    means = _bin_means(q, I, sigma, w, edges(grid))
-    between = _interpolated(q, I, sigma, w > 0, grid)
-    has_sample = np.diff(np.searchsorted(q, edges(grid))) > 0
-    return np.where(has_sample, means[0], between[0]), np.where(has_sample, means[1], between[1])
+    return Rebinning(q, grid)(I, sigma, weight)
 
 
-def _bin_means(q: Floats, I: Floats, sigma: Floats, w: Floats, bins: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and its σ of the samples in every bin; NaN where none was measured."""
-    first = np.searchsorted(q, bins)
-    filled = np.flatnonzero(np.diff(first))
-    shape = (*I.shape[:-1], len(bins) - 1)
-    mean, error = np.full(shape, np.nan), np.full(shape, np.nan)
-    if filled.size:
-        inside, starts = slice(first[0], first[-1]), first[filled] - first[0]
-        total = np.add.reduceat(w[..., inside], starts, axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean[..., filled] = np.add.reduceat((w * I)[..., inside], starts, axis=-1) / total
-            squares = np.add.reduceat(((w * sigma) ** 2)[..., inside], starts, axis=-1)
-            error[..., filled] = np.sqrt(squares) / total
-    return mean, error
+class Rebinning:
+    """`rebin` for many curves measured on one q axis: which sample goes where is found once.
 
-
-def _interpolated(
-    q: Floats, I: Floats, sigma: Floats, measured: NDArray[np.bool_], grid: Floats
-) -> tuple[Floats, Floats]:
-    """I and σ at the grid's centres, linear in log q between two neighbouring measured samples, else NaN."""
-    if q.size < 2:
-        return np.full((*I.shape[:-1], grid.size), np.nan), np.full((*I.shape[:-1], grid.size), np.nan)
-    right = np.clip(np.searchsorted(q, grid), 1, q.size - 1)
-    left = right - 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t = (np.log(grid) - np.log(q[left])) / (np.log(q[right]) - np.log(q[left]))
-    is_between = (t >= 0) & (t <= 1) & measured[..., left] & measured[..., right]
-    return (
-        np.where(is_between, (1 - t) * I[..., left] + t * I[..., right], np.nan),
-        np.where(is_between, (1 - t) * sigma[..., left] + t * sigma[..., right], np.nan),
-    )
-
-
-def channels(I: Floats, sigma: Floats, reference: tuple[Floats, Floats] | None = None) -> NDArray[np.float32]:
-    """What the network sees of a curve: (…, 5, n) float32, rows as in `CHANNELS`.
-
-    I, sigma: (…, n) on the network's grid, in one unit, NaN where not measured (see `rebin`).
-    reference: (I, σ) of the same sample when it was known to be normal, on the same grid and scale; None if there is
-    none.
-
-    log10 I    log10 max(I, σ) minus its median over the measured bins; below σ there is no logarithm worth having.
-    asinh I/σ  the significance with its sign, × 0.2.
-    measured   1 where the curve was measured, 0 where it was not; there all other rows are 0.
-    asinh z    z = (I − I_ref) / √(σ² + σ_ref²), 0 without a reference.
-    reference  1 where z is known, else 0.
-
-    Never NaN for a measured curve. A curve without any measured bin, or without a photon in any of them, has nothing
-    to be judged by and is NaN throughout, which `infer` flags.
+    q: (n,) ascending. grid: (m,) centres of a log grid in the unit of q. Raises BadInput when q does not ascend.
     """
-    measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-    I = np.where(measured, I, 0.0).astype(np.float64)
-    sigma = np.where(measured, sigma, 1.0).astype(np.float64)
-    rows = np.zeros((*I.shape[:-1], len(CHANNELS), I.shape[-1]), dtype=np.float64)
-    logs = np.log10(np.maximum(I, sigma))
-    rows[..., 0, :] = np.where(measured, logs - _median(logs, measured)[..., None], 0.0)
-    rows[..., 1, :] = SIGNAL_SCALE * np.arcsinh(I / sigma)
-    rows[..., 2, :] = measured
-    if reference is not None:
-        rows[..., 3, :], rows[..., 4, :] = _against_reference(I, sigma, measured, *reference)
-    rows[~np.any(I > 0, axis=-1)] = np.nan
-    return rows.astype(np.float32)
+
+    def __init__(self, q: Floats, grid: Floats) -> None:
+        q, grid = np.asarray(q, dtype=np.float64), np.asarray(grid, dtype=np.float64)
+        if q.ndim != 1 or not np.all(np.diff(q) > 0):
+            raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
+        self.samples, self.points = q.size, grid.size
+        self._edges = first = np.searchsorted(q, edges(grid))
+        self.filled = np.flatnonzero(np.diff(first))
+        self.inside = slice(first[0], first[-1])
+        self.starts = first[self.filled] - first[0]
+
+    def __call__(
+        self, I: Floats, sigma: Floats, weight: NDArray[Any] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """I, sigma: (…, n) → (…, m). Raises BadInput for another n."""
+        shape = np.shape(I)
+        if shape[-1:] != (self.samples,) or np.shape(sigma) != shape:
+            found = f"q ({self.samples},), I {shape}, σ {np.shape(sigma)}"
+            raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
+        weight = np.ones(self.samples) if weight is None else weight
+        weight = weight if np.ndim(weight) == 1 else np.broadcast_to(weight, shape)
+        means, errors = rebin_rows(as_rows(I), as_rows(sigma), as_rows(weight), self._edges)
+        return means.reshape(*shape[:-1], self.points), errors.reshape(*shape[:-1], self.points)
 
 
-def _against_reference(
-    I: Floats, sigma: Floats, measured: NDArray[np.bool_], I_ref: Floats, sigma_ref: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
-    known = measured & np.isfinite(I_ref) & np.isfinite(sigma_ref)
-    z = (I - np.where(known, I_ref, 0.0)) / np.hypot(sigma, np.where(known, sigma_ref, 0.0))
-    return np.where(known, np.arcsinh(z), 0.0), known
+def as_rows(values: NDArray[Any]) -> NDArray[np.float64]:
+    """(…, n) as (rows, n) float64, one after the other in memory."""
+    rows = np.ascontiguousarray(values, dtype=np.float64)
+    return rows.reshape(-1, rows.shape[-1])
 
 
-def _median(values: Floats, measured: NDArray[np.bool_]) -> Floats:
-    """Median over the last axis of the measured values (the lower one of two); 0 where none was measured."""
-    ordered = np.sort(np.where(measured, values, np.inf), axis=-1)
-    middle = (np.maximum(measured.sum(axis=-1), 1) - 1) // 2
-    median: Floats = np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
-    return np.where(np.isfinite(median), median, 0.0)
+def rows_like(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The same of values that may be one curve for all."""
+    return as_rows(values if np.ndim(values) == 1 else np.broadcast_to(values, shape))

@@ -4,11 +4,15 @@ The reference is what the sample scattered while it was known to be in order: lo
 stream. Flux, exposure and thickness scale a whole curve, so the frame's scale against the reference is fitted and taken
 out first:
 
-    I = (1 + s)·I_ref + what is new,      s = Σ (I − I_ref) I_ref/v / Σ I_ref²/v,      v = f² (σ² + σ_ref²) + (ε I_ref)²
+    I = (1 + s)·I_ref + what is new,      s = Σ (I − I_ref) I_ref/v₀ / Σ I_ref²/v₀,      z = (I − (1 + s)·I_ref)/√v
 
-z = (I − (1 + s)·I_ref)/√v is blind to s; how far s lies from 0, beside its own uncertainty and the stability of the
-flux, is a number of its own. f is the noise factor: the frames of the reference scatter by f times their σ. ε is what
-flat field, spline and monitor leave behind from frame to frame, which no counting statistics knows.
+    v = f² (σ² + σ_ref²) + (ε I_ref)²,      v₀ = f² (r + 1) σ_ref² + (ε I_ref)²,      r = Σ w σ²/σ_ref² / Σ w
+
+w = I_ref²/σ_ref². v₀ is what v would be if the frame were like its reference; r is how much shorter it was exposed. The scale must not be
+weighed with the frame's own σ: a bin that happens to have few counts has a small one, too, and would pull s down by
+about one over the counts per bin. How far s lies from 0, beside its own uncertainty and the stability of the flux, is a
+number of its own. f is the noise factor: the frames of the reference scatter by f times their σ. ε is what flat field,
+spline and monitor leave behind from frame to frame, which no counting statistics knows.
 
 Every array may carry leading dimensions; the last is q, on the network's grid. "Not measured" is NaN in I and σ. Bins
 are independent here: a bin without a sample of the detector's own curve is not measured, never interpolated.
@@ -24,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
-from streamer.reduce.curves import SIGNAL_SCALE, edges, rebin
+from streamer.reduce.curves import as_rows, rows_like
+from streamer.reduce.loops import channel_rows, compare_rows
 
-__all__ = ["CHANNELS", "FLUX_STABILITY", "Comparison", "Reference", "channels", "compare", "gather", "on_grid"]
+__all__ = ["CHANNELS", "FLUX_STABILITY", "Comparison", "Reference", "channels", "compare", "gather"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -44,6 +49,9 @@ CHANNELS = (
 
 FLUX_STABILITY = 0.005
 """Standard deviation of ln(scale) from frame to frame of a sample in order. Real synchrotron series: 0.4 %."""
+
+SIGNAL_SCALE = 0.2
+"""Brings asinh(I/σ), which is 8 at σ/I = 0.1 %, to the size of the other channels."""
 
 SYSTEMATIC = 0.003
 """ε, relative, per point of the grid."""
@@ -86,44 +94,37 @@ class Comparison:
         return mean
 
 
-def on_grid(
-    q: Floats, I: Floats, sigma: Floats, grid: Floats, *, weight: Floats | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`curves.rebin` without interpolation: bins of the grid that hold no sample of the curve stay NaN."""
-    I, sigma = rebin(q, I, sigma, grid, weight=weight)
-    is_empty = np.diff(np.searchsorted(q, edges(grid))) == 0
-    I[..., is_empty] = np.nan
-    sigma[..., is_empty] = np.nan
-    return I, sigma
-
-
 def compare(I: Floats, sigma: Floats, reference: Reference, stability: float = FLUX_STABILITY) -> Comparison:
     """z-scores of I ± σ against the reference once its scale is fitted. All NaN where no bin is known in both.
 
     stability: standard deviation of ln(scale) that is normal for this beam.
     """
-    known = _measured(I, sigma) & _measured(reference.I, reference.sigma)
-    I_ref = np.where(known, reference.I, 0.0)
-    counted = (np.square(sigma) + np.square(reference.sigma)) * np.square(reference.noise)
-    v = np.where(known, counted + np.square(SYSTEMATIC * I_ref), np.inf)
-    d = np.where(known, I, 0.0) - I_ref
-    information = (I_ref**2 / v).sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        s = (d * I_ref / v).sum(axis=-1) / information
-        sigma_s = information**-0.5
-    root = np.sqrt(v)
-    z = (d - s[..., None] * I_ref) / root
-    return Comparison(
-        np.where(known, z, np.nan), np.where(known, root, np.nan), s, sigma_s, s / np.hypot(sigma_s, stability)
+    shape = np.shape(I)
+    z, root, s, sigma_s = compare_rows(
+        as_rows(I),
+        as_rows(sigma),
+        rows_like(reference.I, shape),
+        rows_like(reference.sigma, shape),
+        reference.noise,
+        SYSTEMATIC,
     )
+    excess = s / np.hypot(sigma_s, stability)
+    scale, sigma_scale, excess = (values.reshape(shape[:-1]) for values in (s, sigma_s, excess))
+    return Comparison(z.reshape(shape), root.reshape(shape), scale, sigma_scale, excess)
 
 
 def channels(
-    I: Floats, sigma: Floats, reference: Reference | None = None, *, stability: float = FLUX_STABILITY
+    I: Floats,
+    sigma: Floats,
+    reference: Reference | None = None,
+    *,
+    stability: float = FLUX_STABILITY,
+    beside: Comparison | None = None,
 ) -> NDArray[np.float32]:
     """What the network sees: (…, 8, m) float32, rows as in `CHANNELS`.
 
-    I, sigma: (…, m) on the network's grid (see `on_grid`). reference: of the same sample and in the same unit, or None.
+    I, sigma: (…, m) on the network's grid (see `curves.rebin`). reference: of the same sample and in the same unit, or
+    None. beside: what `compare` says of both, where it is known already.
 
     log10 I      log10 max(I, σ) minus its median over the measured bins
     asinh I/σ    the significance with its sign, × 0.2
@@ -137,27 +138,18 @@ def channels(
     Pure numbers: nothing changes when curve and reference are multiplied by one factor. A curve without a photon in any
     bin has nothing to be judged by and is NaN throughout, which `infer` flags.
     """
-    measured = _measured(I, sigma)
-    I = np.where(measured, I, 0.0)
-    sigma = np.where(measured, sigma, 1.0)
-    logs = np.log10(np.maximum(I, sigma))
-    zero = _median(logs, measured)[..., None]
-    rows = np.zeros((*I.shape[:-1], len(CHANNELS), I.shape[-1]))
-    rows[..., 0, :] = np.where(measured, logs - zero, 0.0)
-    rows[..., 1, :] = SIGNAL_SCALE * np.arcsinh(I / sigma)
-    rows[..., 2, :] = measured
-    rows[..., 5, :] = np.where(measured, np.log10(sigma) - zero, 0.0)
-    if reference is not None:
-        beside = compare(np.where(measured, I, np.nan), sigma, reference, stability)
-        known = np.isfinite(beside.z)
-        rows[..., 3, :] = np.where(known, np.arcsinh(beside.z), 0.0)
-        rows[..., 4, :] = known
-        rows[..., 5, :] = np.where(known, np.log10(np.where(known, beside.sigma, 1.0)) - zero, rows[..., 5, :])
-        floor = LEAST_RATIO * 10**zero
-        rows[..., 6, :] = np.where(known, np.log10(np.maximum(np.where(known, reference.I, 1.0), floor)) - zero, 0.0)
-        rows[..., 7, :] = np.where(known.any(axis=-1), np.arcsinh(beside.excess), 0.0)[..., None] * measured
-    rows[~np.any(I > 0, axis=-1)] = np.nan
-    return rows.astype(np.float32)
+    shape = np.shape(I)
+    if beside is None and reference is not None:
+        beside = compare(I, sigma, reference, stability)
+    none = np.empty((0, shape[-1]))
+    z, root, excess, I_ref = none, none, np.empty(0), none
+    if beside is not None and reference is not None:
+        z, root, I_ref = as_rows(beside.z), as_rows(beside.sigma), rows_like(reference.I, shape)
+        excess = np.ascontiguousarray(beside.excess, dtype=np.float64).reshape(-1)
+    rows: NDArray[np.float32] = channel_rows(
+        as_rows(I), as_rows(sigma), z, root, excess, I_ref, SIGNAL_SCALE, LEAST_RATIO
+    )
+    return rows.reshape(*shape[:-1], len(CHANNELS), shape[-1])
 
 
 def gather(curves: Iterable[tuple[Floats, Floats]], *, noise: float | None = None) -> Reference:
@@ -198,11 +190,3 @@ def _noise(residual: Floats, sigma: Floats) -> float:
 def _measured(I: Floats, sigma: Floats) -> NDArray[np.bool_]:
     measured: NDArray[np.bool_] = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
     return measured
-
-
-def _median(values: Floats, measured: NDArray[np.bool_]) -> Floats:
-    """Median over the last axis of the measured values (the lower one of two); 0 where none was measured."""
-    ordered = np.sort(np.where(measured, values, np.inf), axis=-1)
-    middle = (np.maximum(measured.sum(axis=-1), 1) - 1) // 2
-    median: Floats = np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
-    return np.where(np.isfinite(median), median, 0.0)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.records import BadInput
-from streamer.reduce.curves import log_grid
-from streamer.reduce.reference import CHANNELS, SYSTEMATIC, Reference, channels, compare, gather, on_grid
+from streamer.reduce.curves import log_grid, rebin
+from streamer.reduce.reference import CHANNELS, SYSTEMATIC, Reference, channels, compare, gather
 
 GRID = log_grid(0.05, 5.0, 128)
 CURVE = 100 * GRID**-2 + 3
@@ -24,7 +24,7 @@ def frame(seed: int, scale: float = 1.0, change: float = 0.0) -> tuple[np.ndarra
 
 def test_a_bin_of_the_grid_without_a_sample_is_not_measured() -> None:
     q = np.linspace(0.1, 4.0, 400)
-    I, sigma = on_grid(q, np.ones(400), np.full(400, 0.1), GRID)
+    I, sigma = rebin(q, np.ones(400), np.full(400, 0.1), GRID)
     spacing = q[1] - q[0]
     assert np.isnan(I[0.1 - spacing > GRID]).all()
     assert np.isnan(I).sum() > (GRID < 0.1).sum()  # the coarse bins at low q leave holes
@@ -72,6 +72,53 @@ def test_without_a_reference_the_rows_about_it_are_zero_and_say_so() -> None:
         assert not rows[name].any()
     assert rows["measured"].all()
     assert np.isfinite(list(rows.values())).all()
+
+
+def test_bins_that_were_not_measured_are_zero_and_say_so() -> None:
+    I, sigma = frame(4)
+    I[20:40] = np.nan
+    rows = dict(zip(CHANNELS, channels(I, sigma, REFERENCE), strict=True))
+    assert not any(row[20:40].any() for row in rows.values())
+    assert rows["measured"].sum() == rows["reference"].sum() == GRID.size - 20
+    assert np.isfinite(list(rows.values())).all()
+
+
+def test_the_median_of_the_measured_logarithms_is_zero() -> None:
+    row = channels(*frame(5))[0]
+    assert (row <= 0).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_oversubtracted_curve_keeps_its_sign() -> None:
+    I, sigma = np.full(GRID.size, 1.0), np.full(GRID.size, 0.1)
+    I[100:] = -1.0
+    rows = channels(I, sigma)
+    assert (rows[1, 100:] < 0).all()
+    assert np.isfinite(rows).all()
+
+
+def test_the_fourth_channel_is_the_distance_in_uncertainties() -> None:
+    one = np.ones(GRID.size)
+    change = np.where(np.arange(GRID.size) % 2, 1.0, -1.0)  # the scale cannot follow it
+    rows = channels(one + change * 0.5, 0.4 * one, Reference(one, 0.3 * one))
+    np.testing.assert_allclose(rows[3], np.arcsinh(change), rtol=1e-4)
+
+
+def test_only_the_empty_curve_of_a_batch_is_nan() -> None:
+    rows = channels(np.stack([np.ones(GRID.size), np.zeros(GRID.size)]), np.full((2, GRID.size), 0.1), REFERENCE)
+    assert np.isfinite(rows[0]).all()
+    assert np.isnan(rows[1]).all()
+
+
+def test_few_counts_do_not_pull_the_scale_down() -> None:
+    """The frame's own σ is small where its counts happen to be few; 3 counts a bin would make that half a σ."""
+    g = np.random.default_rng(7)
+    mean = 1.5 + 3 * np.exp(-GRID)
+    counts = g.poisson(mean, (4000, GRID.size))
+    many = g.poisson(100 * mean, (4000, GRID.size))
+    reference = Reference(many / 100, np.sqrt(np.maximum(many, 1)) / 100)
+    excess = compare(counts.astype(float), np.sqrt(np.maximum(counts, 1)), reference, stability=0.0).excess
+    assert excess.mean() == pytest.approx(0, abs=0.06)
+    assert excess.std() == pytest.approx(1, abs=0.05)
 
 
 def test_a_curve_without_a_photon_is_nan_throughout() -> None:

@@ -20,7 +20,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from streamer.infer import find_model, read_card
-from streamer.reduce.reference import channels, on_grid
+from streamer.reduce.curves import rebin
+from streamer.reduce.reference import channels
 from tools.benches.frames import BINS, mask, q_range
 from tools.benches.reducing import azimuthal_integrator
 
@@ -78,7 +79,7 @@ class Loop:
         empty = weight == 0
         intensity = np.where(empty, np.nan, found.intensity)
         sigma = np.where(empty, np.nan, np.maximum(found.sigma, 1 / np.maximum(weight, 1)))
-        curve = channels(*on_grid(found.radial, intensity, sigma, self._grid, weight=weight))
+        curve = channels(*rebin(found.radial, intensity, sigma, self._grid, weight=weight))
         answer = dict(zip(self._outputs, self._session.run(None, {"curve": curve[None]}), strict=True))
         anomaly = float(answer["anomaly"][0])
         return Answer(intensity, sigma, anomaly, anomaly > ABOVE)
