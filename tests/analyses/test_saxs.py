@@ -317,8 +317,8 @@ def test_a_sliding_reference_follows_what_is_in_order() -> None:
     saxs.begin(source.start)
     for number in range(14):
         analysed(saxs, one_frame(source, number))
-    assert saxs._beside._reference is not None
-    assert saxs._beside._reference.frames == 6
+    assert saxs._keeper.known is not None
+    assert saxs._keeper.known.frames == 6
 
 
 def test_a_commissioned_file_gives_reference_and_calibration(tmp_path: Path) -> None:
