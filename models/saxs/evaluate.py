@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from models import training
-from models.saxs import baseline, distance, export, faults, pool, real, sequence, train
+from models.saxs import baseline, distance, export, faults, oracle, pool, real, sequence, train
 from models.saxs.defects import CLASSES
 from models.saxs.instruments import Instrument
 from models.saxs.network import CLASS_COUNT, fuse, surprise
@@ -304,11 +304,16 @@ def on_faults(found: Figures) -> Figures:
 
 
 def on_mission(found: Figures) -> Figures:
-    predicted, label = found["p"].argmax(-1), found["label"]
+    predicted, label, D = found["p"].argmax(-1), found["label"], found["D"]
     return {
         "accuracy_3": float((predicted == label).mean()),
         "accuracy_3_interval": interval(int((predicted == label).sum()), len(label)),
         "f1_3": f1(predicted, label, train.MISSION),
+        "accuracy_3_by_D": {
+            f"{a:g}-{b:g}": float((predicted == label)[(a <= D) & (b > D)].mean()) for a, b in (*D_BINS, (100.0, 1e3))
+        },
+        "precision_3": {CLASSES[c]: float((label == c)[predicted == c].mean()) for c in train.MISSION},
+        "recall_3": {CLASSES[c]: float((predicted == c)[label == c].mean()) for c in train.MISSION},
         "auroc_3": {CLASSES[c]: auroc(found["p"][:, c], label == c) for c in train.MISSION},
         "n_accuracy_3": len(label),
         "n_f1_3": len(label),
@@ -334,6 +339,8 @@ def evaluate(*, quick: bool, workers: int | None = None) -> tuple[Figures, Figur
         "normal": [(normal_frames, (TEST_SEED + 3000 + k, 49), {}) for k in range(8 if quick else 80)],
         "faults": [(faulty_frames, (TEST_SEED + 4000 + k, 16), {}) for k in range(1 if quick else 4)],
     }
+    if not quick:
+        plan["oracle"] = [(oracle.judged, (TEST_SEED + 8000 + k, 12), {}) for k in range(42)]
     if (export.FOLDERS["faithful"] / "model.onnx").exists():
         plan["mission"] = [(mission, (TEST_SEED + 5000 + k, 16), {}) for k in range(1 if quick else 12)]
     context = multiprocessing.get_context("spawn")
@@ -357,14 +364,8 @@ def evaluate(*, quick: bool, workers: int | None = None) -> tuple[Figures, Figur
             }
     if not quick:
         figures |= baseline.figures(decisive_curves(TEST_SEED + 9000, 12)[0])
-        figures |= _oracle()
+        figures |= oracle.figures(measured["oracle"], fast_model(), TEST_SEED)
     return figures, measured
-
-
-def _oracle() -> Figures:
-    from models.saxs import oracle
-
-    return oracle.figures(fast_model(), TEST_SEED)
 
 
 def main() -> None:

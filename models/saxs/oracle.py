@@ -20,7 +20,7 @@ from models.saxs import defects
 from models.saxs.defects import CLASSES, KINDS, MOST_PARAMETERS, Kind
 from models.saxs.instruments import Instrument
 from models.saxs.samples import BACKGROUND, Q, Spheroids, log_uniform
-from models.saxs.simulate import D_RANGE, FLUX_STABILITY, Curves, Mix, Scene, detectability, join, observed
+from models.saxs.simulate import D_RANGE, FLUX_STABILITY, Mix, Scene, detectability, observed
 from streamer.infer import Model
 
 FIRST, LAST = 800, 1000
@@ -187,38 +187,35 @@ def posterior(seen: Seen, g: Generator) -> tuple[Tensor, Tensor]:
     return torch.tensor(log_p), torch.tensor(error)
 
 
-def judged(seed: int, instruments: int, per_instrument: int) -> tuple[Curves, Tensor, Tensor]:
-    """Curves of the mix that is trained on, with a reference and without faults, and what the oracle says of them."""
+def judged(seed: int, curves: int) -> dict[str, Any]:
+    """Curves of one instrument, of the mix that is trained on but with a reference and without faults, and what the
+    oracle says of them: inputs, label, D, log_p and error, see `posterior`."""
     g = Generator().manual_seed(seed)
-    spheroids, mix = Spheroids(g), Mix(faulty=0.0, with_reference=1.0)
-    parts, log_p, errors = [], [], []
-    for _ in range(instruments):
-        scene = Scene.draw(per_instrument, spheroids, Instrument.draw(g), g)
-        label = torch.randint(0, len(CLASSES), (per_instrument,), generator=g)
-        kind, u = defects.draw(label, g)
-        unit = scene.instrument.at_grid(defects.intensity(Q, kind, u)) / BACKGROUND
-        strength, D = scene.scaled_to(unit, log_uniform(*D_RANGE, (per_instrument,), g))
-        strength, D = strength.masked_fill(label == 0, 0), D.masked_fill(label == 0, 0)
-        none = torch.zeros(per_instrument, dtype=torch.bool)
-        curves = observed(scene, label, kind, u, strength, D, unit, none, mix)
-        for row in range(per_instrument):
-            one = torch.tensor([row])
-            found = posterior(Seen(scene[one], (curves.I - curves.reference)[one]), g)
-            log_p.append(found[0])
-            errors.append(found[1])
-        parts.append(curves)
-    return join(parts), torch.stack(log_p), torch.stack(errors)
+    scene = Scene.draw(curves, Spheroids(g), Instrument.draw(g), g)
+    label = torch.randint(0, len(CLASSES), (curves,), generator=g)
+    kind, u = defects.draw(label, g)
+    unit = scene.instrument.at_grid(defects.intensity(Q, kind, u)) / BACKGROUND
+    strength, D = scene.scaled_to(unit, log_uniform(*D_RANGE, (curves,), g))
+    strength, D = strength.masked_fill(label == 0, 0), D.masked_fill(label == 0, 0)
+    none = torch.zeros(curves, dtype=torch.bool)
+    seen = observed(scene, label, kind, u, strength, D, unit, none, Mix(faulty=0.0, with_reference=1.0))
+    rows = torch.arange(curves).split(1)
+    said = [posterior(Seen(scene[row], (seen.I - seen.reference)[row]), g) for row in rows]
+    log_p, error = (torch.stack(column).numpy() for column in zip(*said, strict=True))
+    return {"inputs": seen.inputs.numpy(), "label": label.numpy(), "D": D.numpy(), "log_p": log_p, "error": error}
 
 
-def figures(model: Model, seed: int, *, instruments: int = 42, per_instrument: int = 12) -> dict[str, Any]:
-    """Accuracy of the oracle and of the network on the same curves, over all D, and the gap between them."""
-    curves, log_p, error = judged(seed + 8000, instruments, per_instrument)
-    label = curves.label.numpy()
-    oracle = log_p.argmax(-1).numpy() == label
-    network = model.run({"curve": curves.inputs.numpy()})["classes"].argmax(-1) == label
+def figures(found: dict[str, Any], model: Model, seed: int) -> dict[str, Any]:
+    """Accuracy of the oracle and of the network on the same curves, over all D, and the gap between them.
+
+    found: of several instruments, see `judged`.
+    """
+    label, log_p = found["label"], found["log_p"]
+    oracle = log_p.argmax(-1) == label
+    network = model.run({"curve": found["inputs"]})["classes"].argmax(-1) == label
     # How often the oracle's own Monte-Carlo noise changes its answer.
     noise = np.random.default_rng(seed)
-    again = (log_p.numpy() + error.numpy() * noise.standard_normal((20, *log_p.shape))).argmax(-1) == label
+    again = (log_p + found["error"] * noise.standard_normal((20, *log_p.shape))).argmax(-1) == label
     difference = oracle.astype(float) - network
     return {
         "oracle_accuracy": float(oracle.mean()),

@@ -22,7 +22,7 @@ from streamer.decide import Decider
 from streamer.infer import load_model
 from streamer.records import BadInput, Quantity, Result, SeriesKey
 from streamer.reduce.curves import rebin
-from streamer.reduce.reference import FLUX_STABILITY, channels, gather
+from streamer.reduce.reference import channels, compare, gather
 
 SERIES = {
     "glucose isomerase": ("raw_gi_series", "GI2_*.dat"),
@@ -159,10 +159,9 @@ def judge(paths: list[Path]) -> dict[str, Any]:
     }
     begun = []
     for number, ((I, sigma), (q, raw, error)) in enumerate(zip(grid, curves, strict=True)):
-        answers = model.run({"curve": channels(I, sigma, reference)[None]})
-        quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})} | against(
-            I, sigma, reference, FLUX_STABILITY
-        )
+        beside = compare(I, sigma, reference)
+        answers = model.run({"curve": channels(I, sigma, reference, beside=beside)[None]})
+        quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})} | against(beside)
         quantities |= judged({name: values[0] for name, values in answers.items()}, None, has_reference=True)
         quantities |= memory.of(quantities)
         for name in rows:

@@ -129,7 +129,7 @@ def train(
 
 MISSION = (1, 2, 3)
 """Vacancy, edge dislocation, point defect: the three classes of the task this project began with."""
-MISSION_MIX = Mix.material(*MISSION, D=(5.0, 100.0))
+MISSION_MIX = Mix.material(*MISSION, D=(5.0, 1000.0))
 MISSION_SEED = 500_001
 TRAINING_MIX = Mix(strange=0.125)
 
