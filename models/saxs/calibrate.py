@@ -28,7 +28,7 @@ RIDGE = 1e-2
 
 @dataclass(frozen=True)
 class Answers:
-    """logits: (draws, n, LOGITS). embedding: (n, e). scores: (n, 3 + SCORES)."""
+    """logits: (draws, n, LOGITS). embedding: (n, e). scores: (n, 2 + SCORES)."""
 
     logits: Tensor
     embedding: Tensor

@@ -18,14 +18,14 @@ WIDTHS = (1, 2, 4, 8, 16)
 TOLERANCE = 0.02
 """Relative: what the nearest template with its tangents misses of a curve of its own class."""
 BANDS = 4
-SCORES = 2 + BANDS + 1
+SCORES = 2 + BANDS + 2
 FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
 
 
 class Evidence(nn.Module):
     """(b, 8, 128) → features (b, FEATURES), what is left (b, 1, 128) and scores (b, SCORES): residual and reference
-    distance in nats, about 0 if all is well; what is new in each of the BANDS, in standard uncertainties; and the
-    detectability, √ of the χ² that the best defect explains.
+    distance in nats, about 0 if all is well; what is new in each of the BANDS, and the scale, in standard
+    uncertainties; and the detectability, √ of the χ² that the best defect explains.
 
     Without a reference there is nothing to say: all are 0.
 
@@ -87,10 +87,12 @@ class Evidence(nn.Module):
         # The peak pays for the points it was chosen from.
         terms = torch.cat((everywhere.clamp(min=0) ** 2 / 2, highest**2 / 2 - math.log(128)), -1).clamp(max=1e4)
         residual = torch.logsumexp(terms[:, 2], -1) - math.log(terms.shape[-1])
-        distance = torch.cat((terms[:, 0], (scale / noise) ** 2 / 2, said.evidence), -1)
+        # Noise widens what counting leaves uncertain of the scale, and not how far the flux may wander.
+        excess = scale / torch.sqrt((noise * kappa) ** 2 + 1 - kappa**2)
+        distance = torch.cat((terms[:, 0], excess**2 / 2, said.evidence), -1)
         pooled = torch.logsumexp(distance.clamp(max=1e4), -1) - math.log(distance.shape[-1])
         D = said.gain.amax(-1).sqrt()
-        scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), D[:, None]), -1)
+        scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), excess, D[:, None]), -1)
         remains = torch.asinh(left / (1 + explained.abs())) * known
         return torch.where(has > 0, features, torch.zeros_like(features)), remains[:, None], scores * has
 

@@ -264,7 +264,8 @@ class Exported(nn.Module):
         return -torch.logsumexp(self.log_weights - distance / 2, -1) / e
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 3 + SCORES), see `all_scores`."""
+        """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 2 + SCORES): density, residual, strangeness, and what
+        else physics says (`Evidence`)."""
         features, left, scores = self.evidence(x)
         return self.judge(torch.cat((x, left), 1), features, scores)
 
@@ -272,14 +273,8 @@ class Exported(nn.Module):
         """`parts` of curves whose physics is known."""
         embeddings = self.embeddings(seen, features)
         embedding, logits = embeddings.mean(0), self.logits(embeddings, features)
-        return logits, embedding, self.all_scores(seen, embedding, logits[..., -1].mean(0), scores)
-
-    def all_scores(self, x: Tensor, embedding: Tensor, strangeness: Tensor, scores: Tensor) -> Tensor:
-        """Density, residual, strangeness, then what else physics says (`Evidence`), the scale's excess before the last:
-        (b, 3 + SCORES)."""
-        excess = torch.sinh(x[:, 7].sum(-1, keepdim=True) / x[:, 2].sum(-1, keepdim=True).clamp(min=1))
-        learned = torch.stack((self.density(embedding), scores[:, 0], strangeness), -1)
-        return torch.cat((learned, scores[:, 1:-1], excess, scores[:, -1:]), -1)
+        learned = torch.stack((self.density(embedding), scores[:, 0], logits[..., -1].mean(0)), -1)
+        return logits, embedding, torch.cat((learned, scores[:, 1:]), -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         logits, embedding, scores = self.parts(x)

@@ -69,11 +69,11 @@ class Curves:
     """b curves: what the network sees, what is true of them, and what the oracle needs.
 
     inputs: (b, 8, 128) float32, see `streamer.reduce.reference.channels`. label: (b,) index into CLASSES, or STRANGE.
-    faults: (b, 7) 1 where the fault of `faults.NAMES` is present with D ≥ 2. D: (b,) of the defect. D_fault: (b,) of the
-    fault. has_reference: (b,). kind, u, strength: of the defect, see `defects`; strength in units of the flat background.
-    photons: (b,) expected in the frame. truth, I, reference: (b, 128) mean curve without the defect, the frame and the
-    reference as measured. variance, variance_0: (b, 128) true variance of I − reference with and without the defect,
-    infinite where not measured. instrument: (b,) which of the batch's.
+    faults: (b, 7) 1 where the fault of `faults.NAMES` is present with D ≥ 2. D: (b,) of the defect. D_fault: (b,) of
+    the fault. has_reference: (b,). kind, u, strength: of the defect, see `defects`; strength in units of the flat
+    background. photons: (b,) expected in the frame. truth, I, reference: (b, 128) mean curve without the defect, the
+    frame and the reference as measured. variance, variance_0: (b, 128) true variance of I − reference with and without
+    the defect, infinite where not measured. instrument: (b,) which of the batch's.
     """
 
     inputs: Tensor
