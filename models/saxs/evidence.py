@@ -87,8 +87,10 @@ class Evidence(nn.Module):
         # The peak pays for the points it was chosen from.
         terms = torch.cat((everywhere.clamp(min=0) ** 2 / 2, highest**2 / 2 - math.log(128)), -1).clamp(max=1e4)
         residual = torch.logsumexp(terms[:, 2], -1) - math.log(terms.shape[-1])
-        # Noise widens what counting leaves uncertain of the scale, and not how far the flux may wander.
-        excess = scale / torch.sqrt((noise * kappa) ** 2 + 1 - kappa**2)
+        # The scatter about the scale widens what counting leaves uncertain of it, and not how far the flux may wander.
+        share = flux**2
+        scattered = (share * (z / (1 - share).clamp(min=0.1)) ** 2).sum(-1, keepdim=True)
+        excess = scale / torch.sqrt(kappa**2 * scattered.clamp(min=1) + 1 - kappa**2)
         distance = torch.cat((terms[:, 0], excess**2 / 2, said.evidence), -1)
         pooled = torch.logsumexp(distance.clamp(max=1e4), -1) - math.log(distance.shape[-1])
         D = said.gain.amax(-1).sqrt()

@@ -339,19 +339,40 @@ def _compared(graph: Graph, I: str, sigma: str, measured: str, points: int) -> _
 
     own, theirs = product(sigma, sigma), product(sigma_ref, sigma_ref)
     beyond = product(I_ref, I_ref, graph.scalar(SYSTEMATIC**2))
-    weight = graph("Div", product(I_ref, I_ref), theirs)
-    has = graph("Greater", total(weight), zero)
-    sure = graph("Where", has, total(weight), one)
-    shorter = graph("Div", total(graph("Div", product(weight, own), theirs)), sure)
+    significance = graph("Div", product(I_ref, I_ref), theirs)
+    has = graph("Greater", total(flags), zero)
+    shorter = graph("Div", total(graph("Div", product(significance, own), theirs)), total(significance))
     expected = graph("Add", product(f2, graph("Add", shorter, one), theirs), beyond)
-    of_scale = product(graph("Div", I_ref, expected), flags)
+    weight = product(_of_neighbours(graph, graph("Div", I_ref, expected), known, points), flags)
     difference = graph("Sub", I, I_ref)
-    information = graph("Where", has, total(product(of_scale, I_ref)), one)
-    s = graph("Div", total(product(of_scale, difference)), information)
-    spread = graph("Sqrt", graph("Add", graph("Div", one, information), product(stability, stability)))
+    below = total(product(weight, I_ref))
+    s = graph("Div", total(product(weight, difference)), below)
+    counted = graph("Div", total(product(weight, weight, expected)), product(below, below))
+    spread = graph("Sqrt", graph("Add", counted, product(stability, stability)))
     root = graph("Sqrt", graph("Add", product(f2, graph("Add", own, theirs)), beyond))
     z = graph("Div", graph("Sub", difference, product(s, I_ref)), root)
     return _Compared(known, I_ref, z, root, graph("Where", has, graph("Div", s, spread), zero))
+
+
+def _of_neighbours(graph: Graph, weight: str, known: str, points: int) -> str:
+    """(batch, points) the mean of the weights of the known points before and after, or of the one there is."""
+    place = np.arange(points)
+    others = graph("Unsqueeze", known, graph.axes(1))
+
+    def nearest(is_there: NDArray[np.bool_], reduce: str, otherwise: float) -> tuple[str, str]:
+        candidates = graph("And", others, graph.constant(is_there))
+        number = graph("Where", candidates, graph.constant(place.astype(np.float64)), graph.scalar(otherwise))
+        found = graph(reduce, number, graph.axes(-1), keepdims=0)
+        inside = graph("Min", graph("Max", found, graph.scalar(0)), graph.scalar(points - 1))
+        return graph("GatherElements", weight, graph.cast(inside, np.int64), axis=1), graph(
+            "Not", graph("Equal", found, graph.scalar(otherwise))
+        )
+
+    before, has_before = nearest(place[None, :] < place[:, None], "ReduceMax", -1.0)
+    after, has_after = nearest(place[None, :] > place[:, None], "ReduceMin", float(points))
+    first = graph("Where", has_before, before, graph("Where", has_after, after, weight))
+    second = graph("Where", has_after, after, first)
+    return graph("Mul", graph("Add", first, second), graph.scalar(0.5))
 
 
 def _is_measured(graph: Graph, I: str, sigma: str) -> str:

@@ -22,6 +22,17 @@ def _is_measured(value: float, error: float) -> bool:
     return np.isfinite(value) and np.isfinite(error) and error > 0
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _of_neighbours(weight: Floats, k: int, count: int) -> float:
+    """The mean weight of the points before and after k, or of the one there is."""
+    before, after = float(weight[max(k - 1, 0)]), float(weight[min(k + 1, count - 1)])
+    if k == 0:
+        return after
+    if k == count - 1:
+        return before
+    return (before + after) / 2
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def curve_of(
     counts: NDArray[Any],
@@ -77,41 +88,50 @@ def rebin_rows(
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def compare_rows(
     I: Floats, sigma: Floats, I_ref: Floats, sigma_ref: Floats, noise: float, systematic: float
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """`reference.compare`: z, √v (rows, n), NaN where not known, s and σ_s (rows,), NaN where nothing is.
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """`reference.compare`: z, √v (rows, n), NaN where not known; s and its uncertainty from counting and from the
+    scatter about it (rows,), NaN where nothing is known.
 
     I, sigma: (rows, n). I_ref, sigma_ref: (rows, n), or (1, n) for all rows. noise: f. systematic: ε.
     """
     rows, points = I.shape
     z, root = np.full((rows, points), np.nan), np.full((rows, points), np.nan)
-    scale, uncertainty = np.full(rows, np.nan), np.full(rows, np.nan)
-    known = np.empty(points, np.int64)
+    scale, counted, scattered = np.full(rows, np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
+    known, weight, expected = np.empty(points, np.int64), np.empty(points), np.empty(points)
     f2 = noise**2
     for row in range(rows):
         value, error = I[row], sigma[row]
         theirs, their_error = I_ref[row if len(I_ref) > 1 else 0], sigma_ref[row if len(I_ref) > 1 else 0]
-        count, shorter, weight = 0, 0.0, 0.0
+        count, shorter, total = 0, 0.0, 0.0
         for i in range(points):
             if _is_measured(value[i], error[i]) and _is_measured(theirs[i], their_error[i]):
                 known[count] = i
                 count += 1
                 w = (theirs[i] / their_error[i]) ** 2
-                weight += w
+                total += w
                 shorter += w * (error[i] / their_error[i]) ** 2
-        ratio = shorter / weight if weight > 0 else 0.0
-        along, information = 0.0, 0.0
-        for i in known[:count]:
-            w = theirs[i] / (f2 * (ratio + 1) * their_error[i] ** 2 + (systematic * theirs[i]) ** 2)
-            along += w * (value[i] - theirs[i])
-            information += w * theirs[i]
         if count == 0:
             continue
-        s = along / information
-        scale[row], uncertainty[row] = s, 1 / np.sqrt(information)
-        for i in known[:count]:
+        ratio = shorter / total if total > 0 else 0.0
+        for k in range(count):
+            i = known[k]
+            expected[k] = f2 * (ratio + 1) * their_error[i] ** 2 + (systematic * theirs[i]) ** 2
+            weight[k] = theirs[i] / expected[k]
+        above, below, variance = 0.0, 0.0, 0.0
+        for k in range(count):
+            i, w = known[k], _of_neighbours(weight, k, count)
+            above += w * (value[i] - theirs[i])
+            below += w * theirs[i]
+            variance += w**2 * expected[k]
+        s, scatter = above / below, 0.0
+        for k in range(count):
+            i, w = known[k], _of_neighbours(weight, k, count)
+            left = value[i] - (1 + s) * theirs[i]
             root[row, i] = np.sqrt(f2 * (error[i] ** 2 + their_error[i] ** 2) + (systematic * theirs[i]) ** 2)
-            z[row, i] = (value[i] - (1 + s) * theirs[i]) / root[row, i]
-    return z, root, scale, uncertainty
+            z[row, i] = left / root[row, i]
+            scatter += (w * left / max(1 - w * theirs[i] / below, 0.1)) ** 2
+        scale[row], counted[row], scattered[row] = s, np.sqrt(variance) / abs(below), np.sqrt(scatter) / abs(below)
+    return z, root, scale, counted, scattered
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

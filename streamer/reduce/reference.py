@@ -4,15 +4,18 @@ The reference is what the sample scattered while it was known to be in order: lo
 stream. Flux, exposure and thickness scale a whole curve, so the frame's scale against the reference is fitted and taken
 out first:
 
-    I = (1 + s)·I_ref + what is new,      s = Σ (I − I_ref) I_ref/v₀ / Σ I_ref²/v₀,      z = (I − (1 + s)·I_ref)/√v
+    I = (1 + s)·I_ref + what is new,      s = Σ w (I − I_ref) / Σ w I_ref,      z = (I − (1 + s)·I_ref)/√v
 
-    v = f² (σ² + σ_ref²) + (ε I_ref)²,      v₀ = f² (r + 1) σ_ref² + (ε I_ref)²,      r = Σ w σ²/σ_ref² / Σ w
+    v = f² (σ² + σ_ref²) + (ε I_ref)²,      v₀ = f² (r + 1) σ_ref² + (ε I_ref)²
 
-w = I_ref²/σ_ref². v₀ is what v would be if the frame were like its reference; r is how much shorter it was exposed. The scale must not be
-weighed with the frame's own σ: a bin that happens to have few counts has a small one, too, and would pull s down by
-about one over the counts per bin. How far s lies from 0, beside its own uncertainty and the stability of the flux, is a
-number of its own. f is the noise factor: the frames of the reference scatter by f times their σ. ε is what flat field,
-spline and monitor leave behind from frame to frame, which no counting statistics knows.
+w is I_ref/v₀ of the two neighbouring points. v₀ is what v would be if the frame were like its reference, r how much
+shorter it was exposed. A point's own counts must not weigh it: where they happen to be few, so is σ; and where the
+reference is faint, it would be compared with its own noise. Either pulls s down by several σ.
+
+How far s lies from 0, beside the uncertainty that counting leaves and the stability of the flux, is a number of its own
+(`excess`). What is published as σ of the scale is not less than what the scatter about it says (White's estimator,
+Econometrica 48 (1980) 817). f is the noise factor: the frames of the reference scatter by f times their σ. ε is what
+flat field, spline and monitor leave behind from frame to frame, which no counting statistics knows.
 
 Every array may carry leading dimensions; the last is q, on the network's grid. "Not measured" is NaN in I and σ. Bins
 are independent here: a bin without a sample of the detector's own curve is not measured, never interpolated.
@@ -77,8 +80,8 @@ class Reference:
 class Comparison:
     """A frame against its reference.
 
-    z: (…, m), NaN where either was not measured. sigma: (…, m) √v. scale, sigma_scale: (…) s and what counting leaves
-    uncertain of it. excess: (…) s over the uncertainty that counting and the flux's stability give together.
+    z: (…, m), NaN where either was not measured. sigma: (…, m) √v. scale, sigma_scale: (…) s and its uncertainty.
+    excess: (…) s over the uncertainty that counting and the flux's stability give together.
     """
 
     z: NDArray[np.float64]
@@ -100,7 +103,7 @@ def compare(I: Floats, sigma: Floats, reference: Reference, stability: float = F
     stability: standard deviation of ln(scale) that is normal for this beam.
     """
     shape = np.shape(I)
-    z, root, s, sigma_s = compare_rows(
+    z, root, s, counted, scattered = compare_rows(
         as_rows(I),
         as_rows(sigma),
         rows_like(reference.I, shape),
@@ -108,7 +111,7 @@ def compare(I: Floats, sigma: Floats, reference: Reference, stability: float = F
         reference.noise,
         SYSTEMATIC,
     )
-    excess = s / np.hypot(sigma_s, stability)
+    excess, sigma_s = s / np.hypot(counted, stability), np.maximum(counted, scattered)
     scale, sigma_scale, excess = (values.reshape(shape[:-1]) for values in (s, sigma_s, excess))
     return Comparison(z.reshape(shape), root.reshape(shape), scale, sigma_scale, excess)
 

@@ -17,6 +17,12 @@ SIGMA = 0.02 * CURVE + 0.05
 REFERENCE = Reference(CURVE, SIGMA / 10)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Loading what numba compiled takes longer than hypothesis lets an example take."""
+    channels(*frame(0), REFERENCE)
+
+
 def frame(seed: int, scale: float = 1.0, change: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     noise = np.random.default_rng(seed).standard_normal(GRID.size)
     return scale * CURVE + change + SIGMA * noise, SIGMA
@@ -119,6 +125,23 @@ def test_few_counts_do_not_pull_the_scale_down() -> None:
     excess = compare(counts.astype(float), np.sqrt(np.maximum(counts, 1)), reference, stability=0.0).excess
     assert excess.mean() == pytest.approx(0, abs=0.06)
     assert excess.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_reference_that_is_mostly_noise_does_not_pull_the_scale_down() -> None:
+    """A point that is weighed with its own noise would be compared with it: by a hundred points, ten σ."""
+    g = np.random.default_rng(8)
+    truth, sigma = 1 + 3 * np.exp(-GRID), np.full(GRID.size, 2.0)
+    noise = g.standard_normal((2, 4000, GRID.size))
+    reference = Reference(truth + 2 * noise[0], np.broadcast_to(sigma, noise[0].shape))
+    excess = compare(truth + 2 * noise[1], np.broadcast_to(sigma, noise[1].shape), reference, stability=0.0).excess
+    assert excess.mean() == pytest.approx(0, abs=0.06)
+    assert excess.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_scale_is_no_surer_than_the_scatter_about_it() -> None:
+    ripple = 1 + 0.05 * np.random.default_rng(9).standard_normal((400, GRID.size))
+    beside = compare(CURVE * ripple, np.full((400, GRID.size), 1e-3) * CURVE, Reference(CURVE, 1e-4 * CURVE))
+    assert np.std(beside.scale / beside.sigma_scale) == pytest.approx(1, abs=0.15)
 
 
 def test_a_curve_without_a_photon_is_nan_throughout() -> None:
