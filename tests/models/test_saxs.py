@@ -250,8 +250,8 @@ def test_the_same_seed_makes_the_same_curves(spheroids: Spheroids) -> None:
 
 def test_elimination_solves_what_a_solver_solves() -> None:
     A = torch.rand((7, 5, 5), generator=generator(1))
-    G, right = A @ A.mT + torch.eye(5), torch.rand((7, 5), generator=generator(2))
-    torch.testing.assert_close(bank.solve(G, right), torch.linalg.solve(G, right))
+    G, right = A @ A.mT + torch.eye(5), torch.rand((7, 1, 5), generator=generator(2))
+    torch.testing.assert_close(bank.solve(G, right), torch.linalg.solve(G, right, left=False))
 
 
 @pytest.mark.parametrize("t", [-4.0, -1.0, 0.0, 1.0, 3.0, 8.0])
@@ -281,7 +281,7 @@ def test_the_smallest_distance_passes_over_the_own_class() -> None:
 
 def test_a_bank_without_a_class_never_names_it(spheroids: Spheroids) -> None:
     asked = pool.evidence(without=3)
-    features, _ = asked(simulate(32, spheroids, generator(1), Mix.material(3)).inputs)
+    features, *_ = asked(simulate(32, spheroids, generator(1), Mix.material(3)).inputs)
     assert bool((features[:, 3] <= features[:, :7].amax(-1) - 1).all())
 
 
@@ -338,7 +338,8 @@ def test_the_draws_of_the_faithful_network_are_whole_networks(spheroids: Spheroi
     whole = Exported(network, bank.Templates.make(bank.typical()), draws=3, seed=1).eval()
     x = simulate(8, spheroids, generator(9)).inputs
     with torch.no_grad():
-        features = whole.evidence(x)[0]
+        features, left, _ = whole.evidence(x)
+        x = torch.cat((x, left), 1)
         together = whole.embeddings(x, features)
         for k in range(3):
             one = x
