@@ -101,8 +101,8 @@ class Evidence(nn.Module):
 
 
 def totals(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of (b, ≥ 8, 128): the measured points, those with a reference, and the scale's excess, (b, 1, 1)."""
-    _, measured, _, count, _, scale, *_ = x[:, :8].sum(-1, keepdim=True).split((2, 1, 1, 1, 2, 1), 1)
+    """Of curves (b, 8, 128): the measured points, those with a reference, and the scale's excess, (b, 1, 1)."""
+    _, measured, _, count, _, scale, *_ = x.sum(-1, keepdim=True).split((2, 1, 1, 1, 2, 1), 1)
     measured = measured.clamp(min=1)
     return measured, count, torch.sinh(scale / measured)
 
