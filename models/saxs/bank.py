@@ -46,6 +46,10 @@ OCCAM = 3.0
 """What a defect's explanation must gain in χ²/2 before its residual counts instead of the normal one."""
 STEP = 0.02
 """Of the finite differences, in the unit cube."""
+TRIPLE = torch.stack([torch.eye(len(GRID))[:, k : len(GRID) - 2 + k] for k in range(3)]).sum(0)
+"""(128, 126): sums over a point and its neighbours."""
+BEND = (TRIPLE - 3 * torch.eye(len(GRID))[:, 1:-1]) / math.sqrt(6)
+"""(128, 126): second differences of variance 1."""
 TRUST = 0.15
 """How far along its tangents a template is trusted, in the unit cube: about the distance to its neighbours."""
 
@@ -140,7 +144,7 @@ class Bank(nn.Module):
         self.register_buffer("filters", curves.T.contiguous())
         self.register_buffer("squares", curves.T.square().contiguous())
         self.register_buffer("tangents", nn.functional.pad(templates.tangents.flatten(1), (0, 0, 0, 1)).half())
-        self.register_buffer("members", members.T.contiguous())
+        self.register_buffer("halves", members.T / 2)
         self.register_buffer("barred", (members.T - 1) * 1e30)
         self.register_buffer("prior", members * nn.functional.pad(templates.log_prior.exp(), (0, 1))[:, None])
 
@@ -154,7 +158,7 @@ class Bank(nn.Module):
         norm2 = weight.square() @ self.squares - (1 - kappa.square()) * along.square()
         t = found / norm2.clamp(min=1e-20).sqrt()
         best, top = (t + self.barred).topk(1)
-        residual = torch.cat((z, self._residual(z, weight, flux, held, top.flatten(), best)), 1)
+        residual = torch.cat((z, self._residual(z, weight, flux, held, top.flatten(), best[..., None])), 1)
         left = residual.square().sum(-1)[:, None]
         gain = (left[..., :1] - left).clamp(min=0)
         if noise is None:
@@ -163,14 +167,15 @@ class Bank(nn.Module):
         else:
             log_noise = noise.log()
         t, best, gain = t / noise, best.mT / noise, gain / noise.square()
-        bright = best.clamp(min=0).square() / 2
+        bright = best.clamp(min=0).square()
         # Relative to the best template of its class, whose exponent alone would be too large for a number.
-        evidence = ((log_marginal(t) - bright @ self.members).exp() @ self.prior).log()
-        evidence = (evidence + torch.maximum(gain[..., 1:] / 2, bright)).clamp(min=-20.0)
+        evidence = ((log_marginal(t) - bright @ self.halves).exp() @ self.prior).log()
+        evidence = (evidence + torch.maximum(gain[..., 1:], bright) / 2).clamp(min=-20.0)
         return Explained(best, evidence, gain, residual / noise, log_noise)
 
     def _residual(self, z: Tensor, weight: Tensor, flux: Tensor, held: Tensor, chosen: Tensor, t: Tensor) -> Tensor:
-        """(b, 6, 128): what the chosen template (6 b) of each class and its tangents leave, held back beyond TRUST."""
+        """(b, 6, 128): what the chosen template (6 b) of each class and its tangents leave, held back beyond TRUST.
+        t: (b, 6, 1, 1)."""
         columns = torch.cat((self.curves.index_select(0, chosen), self.tangents.index_select(0, chosen).float()), -1)
         A = columns.view(-1, DEFECTS, 1 + MOST_PARAMETERS, len(GRID)) * weight[:, None]
         A = A - (A @ flux.mT[:, None]) * held[:, None]
@@ -179,10 +184,10 @@ class Bank(nn.Module):
         n = G.shape[-1]
         trusted = torch.eye(n) / TRUST**2
         trusted[0, 0] = 1e-8
-        length2 = G[..., :1, :1].clamp(min=1e-20) / t.clamp(min=1).square()[..., None]
+        length2 = G[..., :1, :1].clamp(min=1e-20) / t.clamp(min=1).square()
         y = z[:, None]
         found = solve(G * (1 + 1e-4 * torch.eye(n)) + length2 * trusted, y @ A.mT)
-        return (y - torch.where(t[..., None] > 0, found, 0.0) @ A)[..., 0, :]
+        return (y - torch.where(t > 0, found, 0.0) @ A)[..., 0, :]
 
 
 def likeliest(gain: Tensor, residual: Tensor) -> Tensor:
@@ -198,10 +203,8 @@ def scatter(z: Tensor, known: Tensor) -> Tensor:
     From √|second difference|, so that a few sharp peaks do not count as noise. E√|x| = 0.8222 for x of N(0, 1). Fewer
     than eight comparable points tell nothing; a deviation of less than a fifth is chance as likely as not.
     """
-    points = z.shape[-1]
-    three = sum(torch.eye(points)[:, k : points - 2 + k] for k in range(3))
-    bend = z @ ((three - 3 * torch.eye(points)[:, 1:-1]) / (math.sqrt(6) * 0.8222**2))
-    triple = (known @ three - 2).clamp(min=0)
+    bend = z @ (BEND / 0.8222**2)
+    triple = (known @ TRIPLE - 2).clamp(min=0)
     n = triple.sum(-1, keepdim=True)
     mean = (bend.abs().clamp(min=1e-12).sqrt() * triple).sum(-1, keepdim=True) / n.clamp(min=1)
     raw = torch.where(n >= 8, mean.square().clamp(0.4, 4.0).log(), 0.0)
@@ -211,7 +214,7 @@ def scatter(z: Tensor, known: Tensor) -> Tensor:
 def log_marginal(t: Tensor) -> Tensor:
     """ln ∫ exp(tD − D²/2) dD/D / ∫ dD/D over D_RANGE, to 0.13 for t > −5; fitted, because a graph has no quadrature."""
     above2, below = t.clamp(min=0).square(), t.clamp(max=0)
-    bump = 0.895 * torch.exp(-((t - 1.887) ** 2) / 4.704)
+    bump = 0.895 * torch.exp((t - 1.887).square() * (-1 / 4.704))
     return (above2 - torch.log(above2 + 23.29)) / 2 + 0.694 * below + bump - 0.777
 
 

@@ -44,7 +44,7 @@ class Evidence(nn.Module):
         windows = [torch.eye(points // n).repeat_interleave(n, 0) for n in (*WIDTHS, points // BANDS)]
         of_width = torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([points // n for n in WIDTHS]), 0)
         self.register_buffer("windows", torch.cat(windows, 1))
-        self.register_buffer("widths", nn.functional.pad(of_width, (0, 0, 0, BANDS)))
+        self.register_buffer("widths", 4.5 * nn.functional.pad(of_width, (0, 0, 0, BANDS)))
         for name, constant in (*_whitening(), *_assembly(), *_pooling()):
             self.register_buffer(name, constant)
 
@@ -65,6 +65,8 @@ class Evidence(nn.Module):
         highest = torch.cat((plain, left, news), 1).abs().amax(-1, keepdim=True)
         shape = torch.cat((everywhere, highest), -1).flatten(1)[:, None]
         sizes = torch.cat((shape, scale / noise), -1)
+        terms = torch.maximum(sizes, self.least).square() / 2 - self.paid
+        distances = torch.cat((terms, said.evidence), -1).clamp(max=1e4) + self.pooled
         best = said.gain.amax(-1, keepdim=True)
         parts = (
             torch.log_softmax(nn.functional.pad(said.evidence, (1, 0)), -1).clamp(min=-20),
@@ -76,13 +78,12 @@ class Evidence(nn.Module):
             count,
             measured,
             has,
+            torch.logsumexp(distances, -1)[:, None],
+            bands,
+            best.sqrt(),
         )
-        features = torch.cat(parts, -1) @ self.assembled
-        terms = torch.maximum(sizes, self.least).square() / 2 - self.paid
-        distances = torch.cat((terms, said.evidence), -1).clamp(max=1e4) + self.pooled
-        pooled = torch.logsumexp(distances, -1)[:, None]
-        scores = torch.cat((pooled, bands, best.sqrt()), -1)
-        return (features * has)[:, 0], torch.asinh(news), (scores * has)[:, 0]
+        features, scores = (torch.cat(parts, -1) @ self.assembled * has)[:, 0].split((FEATURES, SCORES), -1)
+        return features, torch.asinh(news), scores
 
     def _structure(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Normal scores of the mean squares of three residuals summed over WIDTHS points, (b, 3, 5), and the first
@@ -90,13 +91,13 @@ class Evidence(nn.Module):
 
         rows: (b, 5, 128) the residuals, 0 where not known; errors that all neighbours may share, added to the third
         one's variance; 1 where known. A mean of n squares becomes a normal score by Wilson and Hilferty's cube root
-        (PNAS 17 (1931) 684). Its σ is in units of √(2/9n).
+        (PNAS 17 (1931) 684), whose variance is 2/9n: the factor 9/2 is in the widths.
         """
         total, shared, n = (rows @ self.windows).split((3, 1, 1), 1)
         total = total / (n.clamp(min=1) + shared.square() * self.third).sqrt()
-        cells = (n.clamp(max=1) @ self.widths).clamp(min=1)
-        mean = (total.square() @ self.widths) / cells
-        precision = (cells * 4.5).sqrt()
+        inverse_variance = (n.clamp(max=1) @ self.widths).clamp(min=4.5)
+        mean = (total.square() @ self.widths) / inverse_variance
+        precision = inverse_variance.sqrt()
         return (mean.clamp(min=1e-6) ** (1 / 3) - 1) * precision + 1 / precision, total[:, :1, -BANDS:]
 
 
@@ -124,10 +125,10 @@ def _whitening() -> Constants:
 
 
 def _assembly() -> Constants:
-    """From what was found to features: (found, FEATURES), each brought to order 1, or left out."""
+    """From what was found to features and scores: (found, FEATURES + SCORES), each in its unit, or left out."""
     shape = len(WIDTHS) + 1
     kept = [(1 + DEFECTS, 1 / 4), (DEFECTS, 1.0), (1, 0.0), (DEFECTS, 1 / 3), (2 * shape, 1 / 2), (shape, 0.0)]
-    kept += [(1, 1 / 2), (2, 1.0), (2, 1 / len(GRID)), (1, 1.0)]
+    kept += [(1, 1 / 2), (2, 1.0), (2, 1 / len(GRID)), (1 + SCORES, 1.0)]
     factors = torch.cat([torch.full((n,), factor) for n, factor in kept])
     yield "assembled", torch.diag(factors)[:, factors > 0]
 

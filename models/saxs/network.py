@@ -174,7 +174,7 @@ def identity(embedding: int) -> Calibration:
 
 def surprise(score: Tensor, table: Tensor) -> Tensor:
     """−log10 p of scores (b, n): piecewise linear between the knots of their tables (n, 2, KNOTS), flat outside."""
-    return Tables(table)(score)
+    return Tables(table)(score[..., None])
 
 
 class Tables(nn.Module):
@@ -185,19 +185,19 @@ class Tables(nn.Module):
         x, y = table[:, 0], table[:, 1]
         self.register_buffer("knots", x[:, :-1])
         self.register_buffer("steps", x.diff().clamp(min=1e-9))
-        self.register_buffer("rises", y.diff())
+        self.register_buffer("rises", torch.block_diag(*y.diff()))
         self.register_buffer("least", y[:, 0])
 
     def forward(self, score: Tensor) -> Tensor:
-        """(b, n) → (b, n)."""
-        done = ((score[..., None] - self.knots) / self.steps).clamp(0, 1)
-        return self.least + (done * self.rises).sum(-1)
+        """(b, n, 1) → (b, n)."""
+        done = ((score - self.knots) / self.steps).clamp(0, 1)
+        return nn.functional.linear(done.flatten(1), self.rises, self.least)
 
 
-def fuse(parts: Tensor) -> Tensor:
-    """One surprise of several, (b, n) → (b,): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
+def fuse(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+    """One surprise of several, (…, n) → (…): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
     needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p."""
-    return torch.logsumexp(parts * math.log(10), -1) / math.log(10) - math.log10(parts.shape[-1])
+    return torch.logsumexp(parts * math.log(10), -1, keepdim) / math.log(10) - math.log10(parts.shape[-1])
 
 
 class Exported(nn.Module):
@@ -248,7 +248,7 @@ class Exported(nn.Module):
         blank, every = torch.zeros(FEATURES, LOGITS), torch.eye(FEATURES)
         with torch.no_grad():
             offset = network.with_physics(blank, torch.zeros_like(every))
-            self.register_buffer("physics", network.with_physics(blank, every) - offset)
+            self.register_buffer("physics", (network.with_physics(blank, every) - offset).T.contiguous())
             self.register_buffer("offset", offset[0] + network.output.bias)
         self.calibrate(calibration or identity(network.widths.embedding))
 
@@ -288,7 +288,7 @@ class Exported(nn.Module):
     def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """(draws, b, LOGITS)."""
         hidden = torch.relu(embeddings @ self.hidden + self.network.hidden.bias)
-        return hidden @ self.output + (features @ self.physics + self.offset)
+        return hidden @ self.output + nn.functional.linear(features, self.physics, self.offset)
 
     def density(self, embedding: Tensor) -> Tensor:
         """−ln of the Gaussians' density at an embedding, per dimension, (b, 1)."""
@@ -332,8 +332,8 @@ class Exported(nn.Module):
         # reference; density, residual, strangeness of what is known; bands and scale.
         asked = scores.index_select(-1, torch.tensor([0, 1, 3, 0, 0, 1, 2]))
         _, news, D = scores.split((4, BANDS + 1, 1), -1)
-        said = self.each(torch.cat((asked, news.abs()), -1))
-        together = self.together(fuse(said[:, None] + self.fused))
+        said = self.each(torch.cat((asked, news.abs()), -1)[..., None])
+        together = self.together(fuse(said[:, None] + self.fused, keepdim=True))
         return (
             classes,
             sigmas[0],
