@@ -46,6 +46,10 @@ OCCAM = 3.0
 """What a defect's explanation must gain in χ²/2 before its residual counts instead of the normal one."""
 STEP = 0.02
 """Of the finite differences, in the unit cube."""
+TRIPLE = torch.stack([torch.eye(len(GRID))[:, k : len(GRID) - 2 + k] for k in range(3)]).sum(0)
+"""(128, 126): sums over a point and its neighbours."""
+BEND = (TRIPLE - 3 * torch.eye(len(GRID))[:, 1:-1]) / math.sqrt(6)
+"""(128, 126): second differences of variance 1."""
 TRUST = 0.15
 """How far along its tangents a template is trusted, in the unit cube: about the distance to its neighbours."""
 
@@ -110,121 +114,128 @@ def unsmeared(density: float) -> Templates:
 
 @dataclass(frozen=True)
 class Explained:
-    """What the bank makes of curves. t: (b, 6) of the best template of each class. evidence, gain: (b, 6). residual:
-    (b, 7, 128) whitened; the first is that of a normal curve. noise: (b, 1) f, by which everything was divided."""
+    """What the bank makes of curves. t, evidence: (b, 1, 6), t of the best template of each class. gain: (b, 1, 7) of
+    χ², and residual: (b, 7, 128) whitened; the first are those of a normal curve. log_noise: (b, 1, 1) ln f, by which
+    everything was divided."""
 
     t: Tensor
     evidence: Tensor
     gain: Tensor
     residual: Tensor
-    noise: Tensor
+    log_noise: Tensor
 
 
 class Bank(nn.Module):
-    """Asks the templates about whitened curves. Classes without templates have evidence and gain of nothing."""
+    """Asks the templates about whitened curves. Classes without templates have evidence and gain of nothing.
+
+    Everywhere: what a curve has one of is (b, 1, 1), what it has one of per class (b, 1, n), what has points
+    (b, n, 128). So nothing needs to be reshaped before it meets: an operator of the graph costs a microsecond, whatever
+    it does.
+    """
 
     def __init__(self, templates: Templates) -> None:
         super().__init__()
-        order = torch.argsort(templates.label, stable=True)
-        self.register_buffer("curves", templates.curves[order])
-        self.register_buffer("squares", templates.curves[order] ** 2)
-        self.register_buffer("tangents", templates.tangents[order].half())
-        # Every class gets as many places as the largest has, so that one reduction serves all of them.
-        counts = [int((templates.label == c).sum()) for c in range(1, len(CLASSES))]
-        place = torch.zeros(DEFECTS, max(counts), dtype=torch.int64)
-        log_prior = torch.full(place.shape, -1e4)
-        for c, n in enumerate(counts):
-            first = sum(counts[:c])
-            place[c] = min(first, len(order) - 1)
-            place[c, :n] = first + torch.arange(n)
-            log_prior[c, :n] = templates.log_prior[order][first : first + n]
-        self.register_buffer("place", place.flatten())
-        self.register_buffer("log_prior", log_prior)
-        self.register_buffer("is_known", (torch.tensor(counts) > 0).float())
+        members = nn.functional.one_hot(templates.label, len(CLASSES))[:, 1:].float()
+        # The last template is nothing: the best one of the classes that have none.
+        members = nn.functional.pad(members, (0, 0, 0, 1))
+        members[-1] = (members.sum(0) == 0).float()
+        curves = nn.functional.pad(templates.curves, (0, 0, 0, 1))
+        self.register_buffer("curves", curves)
+        self.register_buffer("filters", curves.T.contiguous())
+        self.register_buffer("squares", curves.T.square().contiguous())
+        self.register_buffer("tangents", nn.functional.pad(templates.tangents.flatten(1), (0, 0, 0, 1)).half())
+        self.register_buffer("halves", members.T / 2)
+        self.register_buffer("barred", (members.T - 1) * 1e30)
+        self.register_buffer("prior", members * nn.functional.pad(templates.log_prior.exp(), (0, 1))[:, None])
 
     def forward(self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, noise: Tensor | None = None) -> Explained:
-        """z: (b, 128) whitened, the scale's excess along flux included. weight: (b, 128) 1/√v, 0 where not known.
-        flux: (b, 128) û. kappa: (b, 1). noise: (b, 1) f, by which all are divided; None measures it from what the
-        likeliest explanation leaves. On a common factor in weight nothing depends."""
-        found = torch.stack((weight * z, weight * flux), 1) @ self.curves.T
-        along = found[:, 1]
-        down = (1 - kappa) * (z * flux).sum(-1, keepdim=True)
-        norm2 = (weight**2) @ self.squares.T - (1 - kappa**2) * along**2
-        t = (found[:, 0] - down * along) / norm2.clamp(min=1e-20).sqrt()
-        t = t[:, self.place].unflatten(-1, self.log_prior.shape) * self.is_known[:, None]
-        t_best, top = t.max(-1)
-        chosen = self.place.reshape(self.log_prior.shape)[torch.arange(DEFECTS), top]
-        gain, residual = self._refined(z, weight, flux, kappa, chosen, t_best)
-        whole = torch.cat((z[:, None], residual), 1)
+        """z: (b, 1, 128) whitened, the scale's excess along flux included. weight: (b, 1, 128) 1/√v, 0 where not known.
+        flux: (b, 1, 128) û. kappa: (b, 1, 1). noise: (b, 1, 1) f, by which all are divided; None measures it from what
+        the likeliest explanation leaves. On a common factor in weight nothing depends."""
+        held = (1 - kappa) * flux
+        free = z - (z @ flux.mT) * held
+        found, along = ((torch.cat((free, flux), 1) * weight) @ self.filters).split(1, 1)
+        norm2 = weight.square() @ self.squares - (1 - kappa.square()) * along.square()
+        t = found / norm2.clamp(min=1e-20).sqrt()
+        best, top = (t + self.barred).topk(1)
+        residual = torch.cat((z, self._residual(z, weight, flux, held, top.flatten(), best[..., None])), 1)
+        left = residual.square().sum(-1)[:, None]
+        gain = (left[..., :1] - left).clamp(min=0)
         if noise is None:
-            noise = scatter(likeliest(gain, whole), (weight > 0).to(z.dtype))
-        t, t_best, gain = t / noise[..., None], t_best / noise, gain / noise**2
-        evidence = torch.logsumexp(log_marginal(t) + self.log_prior, -1)
-        refined = evidence + (gain - t_best.clamp(min=0) ** 2).clamp(min=0) / 2
-        return Explained(t_best, refined.clamp(min=-20.0), gain, whole / noise[:, None], noise)
+            log_noise = scatter(likeliest(gain, residual), weight.sign())
+            noise = log_noise.exp()
+        else:
+            log_noise = noise.log()
+        t, best, gain = t / noise, best.mT / noise, gain / noise.square()
+        bright = best.clamp(min=0).square()
+        # Relative to the best template of its class, whose exponent alone would be too large for a number.
+        evidence = ((log_marginal(t) - bright @ self.halves).exp() @ self.prior).log()
+        evidence = (evidence + torch.maximum(gain[..., 1:], bright) / 2).clamp(min=-20.0)
+        return Explained(best, evidence, gain, residual / noise, log_noise)
 
-    def _refined(
-        self, z: Tensor, weight: Tensor, flux: Tensor, kappa: Tensor, chosen: Tensor, t: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """gain (b, 6) and residual (b, 6, 128) of the best template and its tangents, held back beyond TRUST."""
-        columns = torch.cat((self.curves[chosen][:, :, None], self.tangents[chosen].float()), 2)
-        A = columns * weight[:, None, None]
-        f = flux[:, None, None]
-        A = A - (1 - kappa)[..., None, None] * (A * f).sum(-1, keepdim=True) * f
-        length = (A**2).sum(-1).clamp(min=1e-20).sqrt()
-        A = A / length[..., None]
-        y = z[:, None, :, None]
-        right = (A @ y)[..., 0]
-        trust = TRUST * t.clamp(min=1.0)[..., None] * length[..., 1:] / length[..., :1]
-        ridge = torch.cat((torch.full_like(length[..., :1], 1e-4), 1e-4 + 1 / trust.clamp(min=1e-3) ** 2), -1)
-        found = solve(A @ A.transpose(-1, -2) + torch.diag_embed(ridge), right)
-        found = torch.where((t > 0)[..., None], found, torch.zeros_like(found))
-        residual = y[..., 0] - (found[..., None, :] @ A)[..., 0, :]
-        gain = (y[..., 0] ** 2).sum(-1) - (residual**2).sum(-1)
-        return gain.clamp(min=0), residual
+    def _residual(self, z: Tensor, weight: Tensor, flux: Tensor, held: Tensor, chosen: Tensor, t: Tensor) -> Tensor:
+        """(b, 6, 128): what the chosen template (6 b) of each class and its tangents leave, held back beyond TRUST.
+        t: (b, 6, 1, 1)."""
+        columns = torch.cat((self.curves.index_select(0, chosen), self.tangents.index_select(0, chosen).float()), -1)
+        A = columns.view(-1, DEFECTS, 1 + MOST_PARAMETERS, len(GRID)) * weight[:, None]
+        A = A - (A @ flux.mT[:, None]) * held[:, None]
+        G = A @ A.mT
+        # Ridge: 1e-4 of every squared length, and 1/TRUST² for the tangents, in units of the template.
+        n = G.shape[-1]
+        trusted = torch.eye(n) / TRUST**2
+        trusted[0, 0] = 1e-8
+        length2 = G[..., :1, :1].clamp(min=1e-20) / t.clamp(min=1).square()
+        y = z[:, None]
+        found = solve(G * (1 + 1e-4 * torch.eye(n)) + length2 * trusted, y @ A.mT)
+        return (y - torch.where(t > 0, found, 0.0) @ A)[..., 0, :]
 
 
 def likeliest(gain: Tensor, residual: Tensor) -> Tensor:
-    """What the likeliest explanation leaves, (b, 128); of several that are as good, their mean. gain: (b, 6), residual:
-    (b, 7, 128), both in units of the same σ."""
-    share = torch.softmax(torch.cat((torch.zeros_like(gain[:, :1]), gain / 2 - OCCAM), -1), -1)
-    return (share[:, :, None] * residual).sum(1)
+    """What the likeliest explanation leaves, (b, 1, 128); of several that are as good, their mean. gain: (b, 1, 7),
+    residual: (b, 7, 128), both in units of the same σ; the first are those of a normal curve."""
+    handicap = torch.tensor([0.0] + [OCCAM] * DEFECTS)
+    return torch.softmax(gain / 2 - handicap, -1) @ residual
 
 
 def scatter(z: Tensor, known: Tensor) -> Tensor:
-    """f, how much neighbouring points scatter in units of their σ, (b, 1); 1 where it is not plainly another.
+    """ln f, by how much neighbouring points scatter in units of their σ, (…, 1); 0 where not plainly another than 0.
 
     From √|second difference|, so that a few sharp peaks do not count as noise. E√|x| = 0.8222 for x of N(0, 1). Fewer
     than eight comparable points tell nothing; a deviation of less than a fifth is chance as likely as not.
     """
-    triple = known[:, :-2] * known[:, 1:-1] * known[:, 2:]
-    bend = (z[:, :-2] - 2 * z[:, 1:-1] + z[:, 2:]) / math.sqrt(6)
+    bend = z @ (BEND / 0.8222**2)
+    triple = (known @ TRIPLE - 2).clamp(min=0)
     n = triple.sum(-1, keepdim=True)
     mean = (bend.abs().clamp(min=1e-12).sqrt() * triple).sum(-1, keepdim=True) / n.clamp(min=1)
-    raw = torch.where(n >= 8, ((mean / 0.8222) ** 2).clamp(0.4, 4.0), torch.ones_like(mean)).log()
-    return (raw * torch.sigmoid((raw.abs() - 0.2) / 0.05)).exp()
+    raw = torch.where(n >= 8, mean.square().clamp(0.4, 4.0).log(), 0.0)
+    return raw * torch.sigmoid(raw.abs() * 20 - 4)
 
 
 def log_marginal(t: Tensor) -> Tensor:
     """ln ∫ exp(tD − D²/2) dD/D / ∫ dD/D over D_RANGE, to 0.13 for t > −5; fitted, because a graph has no quadrature."""
-    above, below = t.clamp(min=0), t.clamp(max=0)
-    bump = 0.895 * torch.exp(-((t - 1.887) ** 2) / 4.704)
-    return above**2 / 2 - 0.777 - torch.log(above**2 + 23.29) / 2 + bump + 0.694 * below
+    above2, below = t.clamp(min=0).square(), t.clamp(max=0)
+    bump = 0.895 * torch.exp((t - 1.887).square() * (-1 / 4.704))
+    return (above2 - torch.log(above2 + 23.29)) / 2 + 0.694 * below + bump - 0.777
 
 
 def solve(G: Tensor, right: Tensor) -> Tensor:
-    """G⁻¹ right for symmetric positive G (…, n, n), by elimination written out: a graph has no solver."""
+    """right G⁻¹ for symmetric positive G (…, n, n) and right (…, 1, n): a graph has no solver.
+
+    Elimination of G from [[G, −1], [right, 0]] leaves right G⁻¹ in the corner. Its rows and columns go as they are
+    done, so that a step takes six operators.
+    """
     n = right.shape[-1]
-    rows = torch.cat((G, right[..., None]), -1)
-    unit = torch.eye(n)
-    for k in range(n):
-        pivot = rows[..., k : k + 1, :] / rows[..., k : k + 1, k : k + 1]
-        rows = rows - (rows[..., k : k + 1] - unit[k][:, None]) * pivot
-    return rows[..., n]
+    pad = nn.functional.pad
+    rows = pad(torch.cat((G, right), -2), (0, n)) - pad(torch.eye(n), (n, 0, 0, 1))
+    for _ in range(n):
+        pivots, rest = rows.split((1, rows.shape[-2] - 1), -2)
+        pivot, along = pivots.split((1, pivots.shape[-1] - 1), -1)
+        below, rest = rest.split((1, rest.shape[-1] - 1), -1)
+        rows = rest - below * (along / pivot)
+    return rows
 
 
-def stability_factor(weight: Tensor, I_ref: Tensor) -> tuple[Tensor, Tensor]:
-    """û (b, 128) and κ (b, 1) of a sample I_ref whose flux is stable to FLUX_STABILITY."""
-    u = weight * I_ref
-    information = (u**2).sum(-1, keepdim=True)
-    return u / information.clamp(min=1e-20).sqrt(), (1 + FLUX_STABILITY**2 * information).rsqrt()
+def stability_factor(u: Tensor) -> tuple[Tensor, Tensor]:
+    """û (…, 128) and κ (…, 1) of a sample whose flux is stable to FLUX_STABILITY. u: its curve over σ, I_ref/√v."""
+    length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    return u / length.clamp(min=1e-10), (1 + (FLUX_STABILITY * length).square()).rsqrt()

@@ -33,13 +33,13 @@ def template_fit(inputs: torch.Tensor) -> NDArray[np.int64]:
     answers = []
     with torch.no_grad():
         for x in inputs.split(256):
-            known = x[:, 4]
-            weight = torch.pow(10.0, -x[:, 5]) * known
-            flux, kappa = stability_factor(weight, torch.pow(10.0, x[:, 6]) * known)
-            scale = torch.sinh(x[:, 7].sum(-1, keepdim=True) / x[:, 2].sum(-1, keepdim=True).clamp(min=1))
-            said = bank(torch.sinh(x[:, 3]) * known + scale * flux, weight, flux, kappa, torch.ones(len(x), 1))
-            gain = torch.cat((torch.zeros(len(x), 1), said.t.clamp(min=0) ** 2), -1)
-            penalty = torch.tensor(parameters) * known.sum(-1, keepdim=True).clamp(min=2).log()
+            known = x[:, 4:5]
+            weight = torch.pow(10.0, -x[:, 5:6]) * known
+            flux, kappa = stability_factor(weight * torch.pow(10.0, x[:, 6:7]))
+            scale = torch.sinh(x[:, 7:].sum(-1, keepdim=True) / x[:, 2:3].sum(-1, keepdim=True).clamp(min=1))
+            said = bank(torch.sinh(x[:, 3:4]) * known + scale * flux, weight, flux, kappa, torch.ones_like(kappa))
+            gain = torch.nn.functional.pad(said.t[:, 0].clamp(min=0) ** 2, (1, 0))
+            penalty = torch.tensor(parameters) * known.sum(-1).clamp(min=2).log()
             answers.append((gain - penalty).argmax(-1))
     found: NDArray[np.int64] = torch.cat(answers).numpy()
     return found

@@ -111,7 +111,7 @@ def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tupl
     blank = exported.normal, exported.alone, exported.known, exported.bands
     exported.calibrate(Calibration(temperature, means, factors, weights, *blank))
     clean = (mixed.D_fault == 0) & mixed.has_reference
-    density = torch.cat([exported.density(part) for part in said.embedding.split(4096)])
+    density = torch.cat([exported.density(part) for part in said.embedding.split(4096)])[:, 0]
     scores = torch.cat((density[:, None], said.scores[:, 1:]), -1)[clean]
     in_order = torch.cat([answers(exported, shard).scores for shard in normal])
     by_score = in_order[:, NORMAL]

@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from models.saxs import defects
-from models.saxs.bank import Bank, Templates
+from models.saxs.bank import Bank, Templates, stability_factor
 from models.saxs.instruments import Instrument
 from models.saxs.samples import BACKGROUND, Q, Spheroids, log_uniform
-from models.saxs.simulate import FLUX_STABILITY, Curves, Mix, Scene, observed
+from models.saxs.simulate import Curves, Mix, Scene, observed
 
 DENSITY = 2.0
 """Templates in the bank of distances over those in the network."""
@@ -23,16 +23,13 @@ DENSITY = 2.0
 def distances(delta: Tensor, I: Tensor, variance: Tensor, bank: Bank) -> Tensor:
     """(b, 7): to the sample in order and to the nearest curve of each class. delta, I, variance: (b, 128)."""
     weight = variance.rsqrt()  # 0 where not measured
-    flux = weight * I
-    information = (flux**2).sum(-1, keepdim=True)
-    flux = flux / information.clamp(min=1e-30).sqrt()
-    kappa = (1 + FLUX_STABILITY**2 * information).rsqrt()
+    flux, kappa = stability_factor(weight * I)
     a = delta * weight
     z = a - (1 - kappa) * (a * flux).sum(-1, keepdim=True) * flux
     with torch.no_grad():
         said = [
-            bank(*rows, torch.ones(len(rows[0]), 1))
-            for rows in zip(*(x.split(256) for x in (z, weight, flux, kappa)), strict=True)
+            bank(*rows, torch.ones_like(rows[-1]))
+            for rows in zip(*(x[:, None].split(256) for x in (z, weight, flux, kappa)), strict=True)
         ]
     return torch.cat([(one.residual**2).sum(-1).sqrt() for one in said])
 

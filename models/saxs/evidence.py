@@ -6,6 +6,7 @@ Built of tensor operations with a form in ONNX, so that training, evaluation and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -40,85 +41,108 @@ class Evidence(nn.Module):
         super().__init__()
         self.bank = bank
         points = len(GRID)
-        windows = [torch.eye(points // width).repeat_interleave(width, 0) for width in WIDTHS]
+        windows = [torch.eye(points // n).repeat_interleave(n, 0) for n in (*WIDTHS, points // BANDS)]
+        of_width = torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([points // n for n in WIDTHS]), 0)
         self.register_buffer("windows", torch.cat(windows, 1))
-        self.register_buffer(
-            "widths", torch.eye(len(WIDTHS)).repeat_interleave(torch.tensor([w.shape[1] for w in windows]), 0)
-        )
+        self.register_buffer("widths", 4.5 * nn.functional.pad(of_width, (0, 0, 0, BANDS)))
+        for name, constant in (*_whitening(), *_assembly(), *_pooling()):
+            self.register_buffer(name, constant)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        known = x[:, 4]
-        count = known.sum(-1, keepdim=True)
-        has = (count > 0).to(x.dtype)
-        z = torch.sinh(x[:, 3].clamp(-9, 9)) * known
-        weight = torch.pow(10.0, -x[:, 5].clamp(-12, 12)) * known
-        measured = x[:, 2].sum(-1, keepdim=True).clamp(min=1)
-        scale = torch.sinh(x[:, 7].sum(-1, keepdim=True) / measured) * has
-        flux, kappa = stability_factor(weight, torch.pow(10.0, x[:, 6].clamp(-12, 12)) * known)
+        _, measured, _, count, _, scale, *_ = x.sum(-1, keepdim=True).split((2, 1, 1, 1, 2, 1), 1)
+        measured = measured.clamp(min=1)
+        known, has = x[:, 4:5], count.clamp(max=1)
+        powers = (self.exponents @ x.clamp(min=-self.limits, max=self.limits)).exp()
+        z, weight, u = ((self.combined @ powers) * known).split(1, 1)
+        flux, kappa = stability_factor(u)
+        scale = torch.sinh(scale / measured) * has
         said = self.bank(z + scale * flux, weight, flux, kappa)
-        noise = said.noise
-        left = likeliest(said.gain, said.residual)
-        plain = z / noise
-        explained = TOLERANCE * (plain - left)
-        nothing = torch.zeros_like(plain)
+        noise = said.log_noise.exp()
+        left, plain = likeliest(said.gain, said.residual), z / noise
         # The bank knows its curves to TOLERANCE: of a bright defect it leaves that much, and it is no news.
-        allowed = torch.stack((nothing, nothing, explained), 1)
-        everywhere, highest = self._structure(torch.stack((plain, left, left), 1), known, allowed)
-        normal, peak = everywhere[:, :2], highest[:, :2]
-        everything = torch.cat((torch.zeros_like(count), said.evidence), -1)
-        posterior = (everything - torch.logsumexp(everything, -1, keepdim=True)).clamp(min=-20)
-        behind = said.gain.amax(-1, keepdim=True) - said.gain
-        shape = torch.asinh(torch.cat((normal, peak), -1)) / 2
-        features = torch.cat(
-            (
-                posterior / 4,
-                torch.asinh(said.t / 3),
-                torch.log1p(behind) / 3,
-                shape.flatten(1),
-                torch.asinh(scale / noise) / 2,
-                kappa,
-                noise.log(),
-                count / 128,
-                measured / 128,
-                has,
-            ),
-            -1,
-        )
-        # The peak pays for the points it was chosen from.
-        terms = torch.cat((everywhere.clamp(min=0) ** 2 / 2, highest**2 / 2 - math.log(128)), -1).clamp(max=1e4)
-        residual = torch.logsumexp(terms[:, 2], -1) - math.log(terms.shape[-1])
+        allowed = (TOLERANCE * (plain - left)).abs()
+        news = left / (1 + allowed)
+        everywhere, bands = self._structure(torch.cat((plain, left, left, allowed, known), 1))
+        highest = torch.cat((plain, left, news), 1).abs().amax(-1, keepdim=True)
+        shape = torch.cat((everywhere, highest), -1).flatten(1)[:, None]
         # The scatter about the scale widens what counting leaves uncertain of it, and not how far the flux may wander.
-        share = flux**2
-        scattered = (share * (z / (1 - share).clamp(min=0.1)) ** 2).sum(-1, keepdim=True)
-        excess = scale / torch.sqrt(kappa**2 * scattered.clamp(min=1) + 1 - kappa**2)
-        distance = torch.cat((terms[:, 0], excess**2 / 2, said.evidence), -1)
-        pooled = torch.logsumexp(distance.clamp(max=1e4), -1) - math.log(distance.shape[-1])
-        D = said.gain.amax(-1).sqrt()
-        scores = torch.cat((torch.stack((residual, pooled), -1), _bands(plain, known), excess, D[:, None]), -1)
-        remains = torch.asinh(left / (1 + explained.abs())) * known
-        return torch.where(has > 0, features, torch.zeros_like(features)), remains[:, None], scores * has
-
-    def _structure(self, r: Tensor, known: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """Normal scores of the mean squares of r (b, k, 128) summed over WIDTHS points, (b, k, 5), and of its greatest
-        |r|, (b, k, 1). allowed: (b, k, 128) errors that all neighbours may share, added to the variance.
-
-        A mean of n squares becomes a normal score by Wilson and Hilferty's cube root (PNAS 17 (1931) 684). Its σ is in
-        units of √(2/9n).
-        """
-        r = r * known[:, None]
-        total, allowed = r @ self.windows, (allowed * known[:, None]).abs()
-        shared = (allowed @ self.windows) ** 2
-        n = (known @ self.windows)[:, None]
-        is_there = (n > 0.5).to(r.dtype)
-        cells = (is_there @ self.widths).clamp(min=1)
-        mean = (total**2 / (n.clamp(min=1) + shared) * is_there) @ self.widths / cells
-        spread = 2 / (9 * cells)
-        return (mean.clamp(min=1e-6) ** (1 / 3) - (1 - spread)) / spread.sqrt(), (r.abs() / (1 + allowed)).amax(
-            -1, keepdim=True
+        share = flux.square()
+        scattered = (share * (z / (1 - share).clamp(min=0.1)).square()).sum(-1, keepdim=True)
+        excess = scale / (kappa.square() * (scattered.clamp(min=1) - 1) + 1).sqrt()
+        sizes = torch.cat((shape, scale / noise, excess), -1)
+        terms = torch.maximum(sizes, self.least).square() / 2 - self.paid
+        distances = torch.cat((terms, said.evidence), -1).clamp(max=1e4) + self.pooled
+        best = said.gain.amax(-1, keepdim=True)
+        parts = (
+            torch.log_softmax(nn.functional.pad(said.evidence, (1, 0)), -1).clamp(min=-20),
+            torch.asinh(said.t / 3),
+            torch.log1p(best - said.gain),
+            torch.asinh(sizes),
+            kappa,
+            said.log_noise,
+            count,
+            measured,
+            has,
+            torch.logsumexp(distances, -1)[:, None],
+            bands,
+            excess,
+            best.sqrt(),
         )
+        features, scores = (torch.cat(parts, -1) @ self.assembled * has)[:, 0].split((FEATURES, SCORES), -1)
+        return features, torch.asinh(news), scores
+
+    def _structure(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Normal scores of the mean squares of three residuals summed over WIDTHS points, (b, 3, 5), and the first
+        one's sums over BANDS, (b, 1, BANDS), in units of their σ.
+
+        rows: (b, 5, 128) the residuals, 0 where not known; errors that all neighbours may share, added to the third
+        one's variance; 1 where known. A mean of n squares becomes a normal score by Wilson and Hilferty's cube root
+        (PNAS 17 (1931) 684), whose variance is 2/9n: the factor 9/2 is in the widths.
+        """
+        total, shared, n = (rows @ self.windows).split((3, 1, 1), 1)
+        total = total / (n.clamp(min=1) + shared.square() * self.third).sqrt()
+        inverse_variance = (n.clamp(max=1) @ self.widths).clamp(min=4.5)
+        mean = (total.square() @ self.widths) / inverse_variance
+        precision = inverse_variance.sqrt()
+        return (mean.clamp(min=1e-6) ** (1 / 3) - 1) * precision + 1 / precision, total[:, :1, -BANDS:]
 
 
-def _bands(r: Tensor, known: Tensor) -> Tensor:
-    """Σ r / √n over the measured points of each of BANDS equal parts of the grid, (b, BANDS)."""
-    n = known.unflatten(-1, (BANDS, -1)).sum(-1)
-    return (r * known).unflatten(-1, (BANDS, -1)).sum(-1) / n.clamp(min=1).sqrt()
+Constants = Iterator[tuple[str, Tensor]]
+
+
+def _whitening() -> Constants:
+    """From channels to z, 1/√v and I_ref/√v: limits (8, 1) of what is believed, exponents (4, 8) of what their
+    powers, z = (eʸ − e⁻ʸ)/2 among them, are combined (3, 4) of."""
+    limits = torch.full((8, 1), torch.inf)
+    limits[3], limits[5], limits[6] = 9.0, 12.0, 12.0
+    exponents = torch.zeros(4, 8)
+    exponents[0, 3], exponents[1, 3] = 1.0, -1.0
+    exponents[2:, 5], exponents[3, 6] = -math.log(10), math.log(10)
+    yield "limits", limits
+    yield "exponents", exponents
+    yield "combined", torch.tensor([[0.5, -0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def _assembly() -> Constants:
+    """From what was found to features and scores: (found, FEATURES + SCORES), each in its unit, or left out."""
+    shape = len(WIDTHS) + 1
+    kept = [(1 + DEFECTS, 1 / 4), (DEFECTS, 1.0), (1, 0.0), (DEFECTS, 1 / 3), (2 * shape, 1 / 2), (shape, 0.0)]
+    kept += [(1, 1 / 2), (1, 0.0), (2, 1.0), (2, 1 / len(GRID)), (1 + SCORES, 1.0)]
+    factors = torch.cat([torch.full((n,), factor) for n, factor in kept])
+    yield "assembled", torch.diag(factors)[:, factors > 0]
+
+
+def _pooling() -> Constants:
+    """From sizes x, those of three shapes and the scale's two, to ½ x²: only what is more than expected counts (least),
+    and the peak pays for the points it was chosen from (paid). Then the means that are pooled: (2, all)."""
+    shape = len(WIDTHS) + 1
+    place = torch.arange(3 * shape + 2 + DEFECTS)
+    is_third = place.div(shape, rounding_mode="floor") == 2
+    is_first = (place < shape) | (place > 3 * shape)
+    paid = torch.zeros(3 * shape + 2)
+    paid[shape - 1 : 3 * shape : shape] = math.log(len(GRID))
+    members = torch.stack((is_third, is_first)).float()
+    yield "least", torch.cat((torch.zeros(3 * shape), torch.full((2,), -torch.inf)))
+    yield "paid", paid
+    yield "pooled", (members - 1) * 1e9 - members.sum(-1, keepdim=True).log()
+    yield "third", torch.tensor([0.0, 0.0, 1.0])[:, None]

@@ -17,12 +17,14 @@ from torch import Generator, Tensor, nn
 from models.saxs import faults
 from models.saxs.bank import Bank, Templates
 from models.saxs.defects import CLASSES
-from models.saxs.evidence import BANDS, FEATURES, Evidence
+from models.saxs.evidence import BANDS, FEATURES, SCORES, Evidence
 from streamer.reduce.reference import CHANNELS
 
 CLASS_COUNT, FAULT_COUNT = len(CLASSES), len(faults.NAMES)
 LOGITS = CLASS_COUNT + FAULT_COUNT + 1
 """Classes, faults, and whether the curve is of no known class."""
+PARTS = (CLASS_COUNT, FAULT_COUNT, 1)
+"""Of the logits."""
 SEEN = len(CHANNELS) + 1
 """Rows the convolutions see: those of the curve, and what the bank leaves of it."""
 
@@ -172,15 +174,30 @@ def identity(embedding: int) -> Calibration:
 
 def surprise(score: Tensor, table: Tensor) -> Tensor:
     """−log10 p of scores (b, n): piecewise linear between the knots of their tables (n, 2, KNOTS), flat outside."""
-    x, y = table[:, 0], table[:, 1]
-    step = ((score[..., None] - x[:, :-1]) / (x[:, 1:] - x[:, :-1]).clamp(min=1e-9)).clamp(0, 1)
-    return y[:, 0] + (step * (y[:, 1:] - y[:, :-1])).sum(-1)
+    return Tables(table)(score[..., None])
 
 
-def fuse(parts: Tensor) -> Tensor:
-    """One surprise of several, (b, n) → (b,): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
+class Tables(nn.Module):
+    """`surprise` by the same tables (n, 2, KNOTS) every time."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        x, y = table[:, 0], table[:, 1]
+        self.register_buffer("knots", x[:, :-1])
+        self.register_buffer("steps", x.diff().clamp(min=1e-9))
+        self.register_buffer("rises", torch.block_diag(*y.diff()))
+        self.register_buffer("least", y[:, 0])
+
+    def forward(self, score: Tensor) -> Tensor:
+        """(b, n, 1) → (b, n)."""
+        done = ((score - self.knots) / self.steps).clamp(0, 1)
+        return nn.functional.linear(done.flatten(1), self.rises, self.least)
+
+
+def fuse(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+    """One surprise of several, (…, n) → (…): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
     needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p."""
-    return torch.logsumexp(parts * math.log(10), -1) / math.log(10) - math.log10(parts.shape[-1])
+    return torch.logsumexp(parts * math.log(10), -1, keepdim) / math.log(10) - math.log10(parts.shape[-1])
 
 
 class Exported(nn.Module):
@@ -227,18 +244,35 @@ class Exported(nn.Module):
             self.register_buffer(f"trunk_{k}", drawn.flatten(0, 1) if layer.kernel else drawn)
         for name in ("hidden", "output"):
             self.register_buffer(name, getattr(network, name).draws(draws, g).transpose(1, 2).contiguous())
+        # What physics adds to the logits is linear in the features.
+        blank, every = torch.zeros(FEATURES, LOGITS), torch.eye(FEATURES)
+        with torch.no_grad():
+            offset = network.with_physics(blank, torch.zeros_like(every))
+            self.register_buffer("physics", (network.with_physics(blank, every) - offset).T.contiguous())
+            self.register_buffer("offset", offset[0] + network.output.bias)
         self.calibrate(calibration or identity(network.widths.embedding))
 
     def calibrate(self, calibration: Calibration) -> None:
         self.temperature = calibration.temperature
-        for name in ("means", "factors", "log_weights", "normal", "alone", "known", "bands"):
+        # Of the Gaussians' exponents, −½ |factors (embedding − means)|².
+        factors = calibration.factors / math.sqrt(2)
+        self.register_buffer("whitening", factors.flatten(0, 1))
+        self.register_buffer("centres", -(factors @ calibration.means[..., None]).flatten())
+        self.register_buffer("log_weights", calibration.log_weights)
+        for name in ("normal", "alone", "known", "bands"):
             self.register_buffer(name, getattr(calibration, name))
+        self.each = Tables(torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands)))
+        self.together = Tables(torch.stack((self.normal[3], self.known[3])))
+        # Which of `each` are fused: three for a normal frame, three for a known one.
+        fused = torch.full((2, len(self.each.least)), -1e9)
+        fused[0, :3] = fused[1, 4:7] = math.log10(len(self.each.least) / 3)
+        self.register_buffer("fused", fused)
 
     def embeddings(self, x: Tensor, features: Tensor) -> Tensor:
-        """(draws or 1, b, e)."""
+        """(draws, b, e), or (b, e) where the trunk has no posterior."""
         network = self.network
         if not self.trunk_draws:
-            return network.embedding(x, features)[None]
+            return network.embedding(x, features)
         n = self.draws
         for k, (convolution, pool) in enumerate(zip(network.convolutions, POOLS, strict=True)):
             weight = getattr(self, f"trunk_{k}")
@@ -254,14 +288,13 @@ class Exported(nn.Module):
     def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """(draws, b, LOGITS)."""
         hidden = torch.relu(embeddings @ self.hidden + self.network.hidden.bias)
-        return self.network.with_physics(hidden @ self.output + self.network.output.bias, features[None])
+        return hidden @ self.output + nn.functional.linear(features, self.physics, self.offset)
 
     def density(self, embedding: Tensor) -> Tensor:
-        """−ln of the Gaussians' density at an embedding, per dimension, (b,)."""
-        k, e = self.means.shape
-        whitened = embedding @ self.factors.reshape(k * e, e).T - (self.factors @ self.means[..., None]).reshape(k * e)
-        distance = (whitened.unflatten(-1, (k, e)) ** 2).sum(-1)
-        return -torch.logsumexp(self.log_weights - distance / 2, -1) / e
+        """−ln of the Gaussians' density at an embedding, per dimension, (b, 1)."""
+        e = embedding.shape[-1]
+        whitened = nn.functional.linear(embedding, self.whitening, self.centres).view(-1, len(self.log_weights), e)
+        return torch.logsumexp(self.log_weights - whitened.square().sum(-1), -1, keepdim=True) / -e
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 2 + SCORES): density, residual, strangeness, and what
@@ -272,40 +305,42 @@ class Exported(nn.Module):
     def judge(self, seen: Tensor, features: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`parts` of curves whose physics is known."""
         embeddings = self.embeddings(seen, features)
-        embedding, logits = embeddings.mean(0), self.logits(embeddings, features)
-        learned = torch.stack((self.density(embedding), scores[:, 0], logits[..., -1].mean(0)), -1)
-        return logits, embedding, torch.cat((learned, scores[:, 1:]), -1)
+        embedding = embeddings.mean(0) if self.trunk_draws else embeddings
+        logits = self.logits(embeddings, features)
+        strangeness = logits.split(PARTS, -1)[2].mean(0)
+        residual, others = scores.split((1, SCORES - 1), -1)
+        return logits, embedding, torch.cat((self.density(embedding), residual, strangeness, others), -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         logits, embedding, scores = self.parts(x)
-        p = torch.softmax(logits[..., :CLASS_COUNT] / self.temperature[0], -1)
-        f = torch.sigmoid(logits[..., CLASS_COUNT:-1] / self.temperature[1])
-        any_of_it = 1 - half_normal(p[..., 0]) * (1 - f).prod(-1)
-        classes, faulty, anomaly = p.mean(0), f.mean(0), any_of_it.mean(0)
+        classes, faulty, _ = logits.split(PARTS, -1)
+        p, f = torch.softmax(classes / self.temperature[0], -1), torch.sigmoid(faulty / self.temperature[1])
+        any_of_it = 1 - half_normal(p[..., :1]) * (1 - f).prod(-1, keepdim=True)
+        drawn = torch.cat((p, f, any_of_it), -1)
+        mean = drawn.mean(0)
+        spread = (drawn - mean).square().mean(0).sqrt()
+        (classes, faulty, anomaly), sigmas = mean.split(PARTS, -1), spread.split(PARTS, -1)
         total, aleatoric = _entropy(classes), _entropy(p).mean(0)
-        has = x[:, 4].sum(-1) > 0
         # One table each for: density, residual, reference distance of normal frames; density of those without a
-        # reference; density, residual, strangeness of what is known; bands.
-        normal = torch.cat((scores[:, :2], scores[:, 3:4]), -1)
-        asked = torch.cat((normal, scores[:, :1], scores[:, :3], scores[:, 4:-1].abs()), -1)
-        tables = torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands))
-        said = surprise(asked, tables)
-        fusions = torch.stack((fuse(said[:, :3]), fuse(said[:, 4:7])), -1)
-        together = surprise(fusions, torch.stack((self.normal[3], self.known[3])))
+        # reference; density, residual, strangeness of what is known; bands and scale.
+        asked = scores.index_select(-1, torch.tensor([0, 1, 3, 0, 0, 1, 2]))
+        _, news, D = scores.split((4, BANDS + 1, 1), -1)
+        said = self.each(torch.cat((asked, news.abs()), -1)[..., None])
+        together = self.together(fuse(said[:, None] + self.fused, keepdim=True))
         return (
             classes,
-            _spread(p, classes),
+            sigmas[0],
             faulty,
-            _spread(f, faulty),
-            anomaly,
-            _spread(any_of_it, anomaly),
+            sigmas[1],
+            anomaly[:, 0],
+            sigmas[2][:, 0],
             total,
             aleatoric,
             (total - aleatoric).clamp(min=0),
-            normal,
-            scores[:, 4:-1].sign() * said[:, 7:],
-            scores[:, -1],
-            torch.where(has, together[:, 0], said[:, 3]),
+            asked[:, :3],
+            news.sign() * said[:, 7:],
+            D[:, 0],
+            torch.where(totals(x)[1].flatten() > 0, together[:, 0], said[:, 3]),
             together[:, 1],
             embedding,
         )
@@ -314,12 +349,8 @@ class Exported(nn.Module):
 def half_normal(p: Tensor) -> Tensor:
     """Probability of the normal class where half of the samples are normal: training draws all classes alike."""
     others = CLASS_COUNT - 1
-    return others * p / (others * p + 1 - p)
+    return p / (p * (1 - 1 / others) + 1 / others)
 
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp(min=1e-12).log()).sum(-1)
-
-
-def _spread(p: Tensor, mean: Tensor) -> Tensor:
-    return (p - mean).square().mean(0).sqrt()

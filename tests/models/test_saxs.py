@@ -281,8 +281,41 @@ def test_strangers_bear_a_label_of_their_own_and_are_as_detectable_as_defects(sp
 
 def test_elimination_solves_what_a_solver_solves() -> None:
     A = torch.rand((7, 5, 5), generator=generator(1))
-    G, right = A @ A.mT + torch.eye(5), torch.rand((7, 5), generator=generator(2))
-    torch.testing.assert_close(bank.solve(G, right), torch.linalg.solve(G, right))
+    G, right = A @ A.mT + torch.eye(5), torch.rand((7, 1, 5), generator=generator(2))
+    torch.testing.assert_close(bank.solve(G, right), torch.linalg.solve(G, right, left=False))
+
+
+def test_the_bank_finds_what_the_formulas_of_one_class_after_the_other_say(spheroids: Spheroids) -> None:
+    x = simulate(24, spheroids, generator(8), Mix(with_reference=1.0)).inputs.double()
+    weight = 10 ** -x[:, 5:6] * x[:, 4:5]
+    flux, kappa = bank.stability_factor(weight * 10 ** x[:, 6:7])
+    z = torch.sinh(x[:, 3:4]) * x[:, 4:5]
+    templates = bank.Templates.make(bank.typical()).without(4)
+    found = bank.Bank(templates).double()(z, weight, flux, kappa, torch.ones_like(kappa))
+
+    def projected(a: Any) -> Any:
+        return a - (1 - kappa) * (a * flux).sum(-1, keepdim=True) * flux
+
+    for c in (1, 2, 3, 5, 6):
+        rows = templates.label == c
+        a = projected(weight * templates.curves[rows].double())
+        t = (a * z).sum(-1) / a.norm(dim=-1)
+        best, top = t.max(-1)
+        torch.testing.assert_close(found.t[:, 0, c - 1], best, rtol=1e-4, atol=1e-4)
+        tangents = templates.tangents[rows].half().double()
+        A = projected(weight * torch.cat((templates.curves[rows][top][:, None], tangents[top]), 1))
+        length = A.norm(dim=-1, keepdim=True).clamp(min=1e-10)
+        trust = bank.TRUST * best.clamp(min=1)[:, None] * (length[:, 1:] / length[:, :1])[..., 0]
+        ridge = 1e-4 + torch.nn.functional.pad(1 / trust.clamp(min=1e-3) ** 2, (1, 0))
+        G = A / length @ (A / length).mT + torch.diag_embed(ridge)
+        step = torch.linalg.solve(G, A / length @ z.mT) * (best > 0)[:, None, None]
+        left = z - step.mT @ (A / length)
+        torch.testing.assert_close(found.residual[:, c], left[:, 0], rtol=1e-3, atol=1e-3)
+        gain = (z.square().sum((1, 2)) - left.square().sum((1, 2))).clamp(min=0)
+        evidence = torch.logsumexp(bank.log_marginal(t) + templates.log_prior[rows], -1)
+        evidence = (evidence + (gain - best.clamp(min=0) ** 2).clamp(min=0) / 2).clamp(min=-20)
+        torch.testing.assert_close(found.evidence[:, 0, c - 1], evidence, rtol=1e-3, atol=1e-3)
+    assert bool((found.evidence[..., 3] == -20).all())
 
 
 @pytest.mark.parametrize("t", [-4.0, -1.0, 0.0, 1.0, 3.0, 8.0])
