@@ -340,7 +340,7 @@ class Exported(nn.Module):
             asked[:, :3],
             news.sign() * said[:, 7:],
             D[:, 0],
-            torch.where(totals(x)[1].flatten() > 0, together[:, 0], said[:, 3]),
+            torch.where(x[:, 4].amax(-1) > 0, together[:, 0], said[:, 3]),
             together[:, 1],
             embedding,
         )
