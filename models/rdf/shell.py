@@ -1,7 +1,8 @@
 """The first shell of a G(r): where its peak is, how high, where the shell ends and how many neighbours it holds.
 
-One definition for truths, for ours and for every other method. The peak is the highest point of G between 1.2 and 3.6 Å
-(a parabola through three points). The shell reaches from 0.8 Å below it to the first minimum of the RDF behind it, found
+One definition for truths, for ours and for every other method. The peak is where G, smoothed with a Gaussian of 0.08 Å,
+is highest between 1.2 and 3.6 Å: the whole peak decides, not the ripple on its top, which where two distances overlap (Ge–Se
+and Ag–Se) moves the bare maximum by 0.1 Å. Its height is that of G itself. The shell reaches from 0.8 Å below it to the first minimum of the RDF behind it, found
 in the RDF smoothed with a Gaussian of 0.15 Å: unsmoothed, ripples of termination and counting choose the minimum.
 """
 
@@ -18,7 +19,7 @@ SEARCH_A = (1.2, 3.6)
 BELOW_A = 0.8
 BEHIND_A = (0.15, 1.2)
 """Behind the peak, where the minimum is looked for."""
-LIMIT_SMOOTHING_A = 0.15
+POSITION_SMOOTHING_A, LIMIT_SMOOTHING_A = 0.08, 0.15
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def first_shells(r: Floats, G: Floats, density: Floats, *, limit: Floats | None 
     """Of n curves. r: (m,) uniform. G: (n, m). density: (n,). limit: (n,) where the shells end, if that is given."""
     step = r[1] - r[0]
     search = (r > SEARCH_A[0]) & (r < SEARCH_A[1])
-    top = np.argmax(np.where(search, G, -np.inf), axis=1)
-    position, height = _parabola(r, G, top)
+    height = parabola(r, G, np.argmax(np.where(search, G, -np.inf), axis=1))[1]
+    smooth = G @ smoothing(r, POSITION_SMOOTHING_A).T
+    position = parabola(r, smooth, np.argmax(np.where(search, smooth, -np.inf), axis=1))[0]
     rdf = r * G + 4 * np.pi * density[:, None] * r**2
     if limit is None:
-        smooth = rdf @ _smoothing(r).T
+        smooth = rdf @ smoothing(r, LIMIT_SMOOTHING_A).T
         behind = (r > position[:, None] + BEHIND_A[0]) & (r < position[:, None] + BEHIND_A[1])
-        limit = _parabola(r, -smooth, np.argmax(np.where(behind, -smooth, -np.inf), axis=1))[0]
+        limit = parabola(r, -smooth, np.argmax(np.where(behind, -smooth, -np.inf), axis=1))[0]
     inside = window(r, position - BELOW_A, limit)
     return Shells(position, height, (inside * rdf).sum(axis=1) * step, limit)
 
@@ -54,13 +56,15 @@ def window(r: Floats, low: Floats, high: Floats) -> Floats:
     return upper - lower
 
 
-def _smoothing(r: Floats) -> Floats:
-    kernel = np.exp(-(((r[:, None] - r) / LIMIT_SMOOTHING_A) ** 2) / 2)
-    smoothing: Floats = kernel / kernel.sum(axis=1, keepdims=True)
-    return smoothing
+def smoothing(r: Floats, width: float) -> Floats:
+    """(m, m): what smooths a curve on r with a Gaussian of that standard deviation (Å)."""
+    kernel = np.exp(-(((r[:, None] - r) / width) ** 2) / 2)
+    found: Floats = kernel / kernel.sum(axis=1, keepdims=True)
+    return found
 
 
-def _parabola(r: Floats, y: Floats, top: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def parabola(r: Floats, y: Floats, top: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """(n,) place and height of the parabolas through (n, m) curves at the points top (n,) and their neighbours."""
     top = np.clip(top, 1, y.shape[1] - 2)
     rows = np.arange(len(y))
     a, b, c = y[rows, top - 1], y[rows, top], y[rows, top + 1]

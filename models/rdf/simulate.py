@@ -30,6 +30,10 @@ Q = np.round(np.arange(Q_MIN, Q_MAX + Q_STEP / 2, Q_STEP), 10)
 SCALE_ERROR, SLOW_ERROR, SLOW_DEGREE = 0.01, 0.005, 3
 """Standard deviations of n and of the coefficients of a Chebyshev polynomial in S."""
 
+FAMILY_UNFORESEEN, BROAD_UNFORESEEN, FAMILY_HOLE_A = 0.06, 0.3, 2.0
+"""Å⁻²: standard deviation of what is added to G where the first shell begins. For the family that is how far two halves of
+one run lie apart."""
+
 FOLDER = Path(__file__).parent / "boxes"
 COMPOSITIONS = (0, 5, 10, 15, 20, 25)
 """Atomic percent of silver in Ag_x(Ge0.25Se0.75)_{100−x}."""
@@ -98,6 +102,7 @@ class Family:
         beside = share * extra[first] + (1 - share) * extra[second]
         rho = share[:, 0] * density[first] + (1 - share[:, 0]) * density[second]
         mixed, rho = _varied(mixed, rho, rng)
+        mixed = _unforeseen(mixed, np.full(n, FAMILY_HOLE_A), FAMILY_UNFORESEEN, rng)
         return _measured(mixed, rho, rng, beside)
 
 
@@ -129,6 +134,17 @@ def _broadened(G: Floats, width: Floats) -> Floats:
     k = 2 * np.pi * np.fft.rfftfreq(both.shape[1], STEP_A)
     smooth = np.fft.irfft(np.fft.rfft(both) * np.exp(-((k * width[:, None]) ** 2) / 2), both.shape[1])
     return smooth[:, G.shape[1] + 1 :]
+
+
+def _unforeseen(G: Floats, start: Floats, amplitude: float, rng: np.random.Generator) -> Floats:
+    """G with smooth random curves beyond start (n,), fading over 4 Å: what neither boxes nor formulas thought of."""
+    n = len(G)
+    k = 2 * np.pi * np.fft.rfftfreq(R.size, STEP_A)
+    length = rng.uniform(0.1, 0.35, (n, 1))
+    noise = np.fft.irfft(np.fft.rfft(rng.normal(size=(n, R.size))) * np.exp(-((k * length) ** 2) / 2), R.size)
+    noise /= noise.std(axis=1, keepdims=True)
+    away = R - start[:, None]
+    return G + amplitude * np.where(away > 0, noise * np.exp(-np.abs(away) / 4) * np.clip(away / 0.3, 0, 1), 0.0)
 
 
 def _measured(G: Floats, density: Floats, rng: np.random.Generator, beside: Floats | float = 0.0) -> Curves:
@@ -171,7 +187,8 @@ def broad(n: int, rng: np.random.Generator) -> tuple[Curves, Floats]:
     )
     g = rdf / (4 * np.pi * density[:, None] * R**2) + rise * (1 + np.where(R > onset[:, None], wave, 0))
     g = np.where(R < r1[:, None] - 6 * width[:, None], 0.0, g)
-    return _measured(4 * np.pi * density[:, None] * R * (g - 1), density, rng), r1
+    G = _unforeseen(4 * np.pi * density[:, None] * R * (g - 1), r1 - 3 * width, BROAD_UNFORESEEN, rng)
+    return _measured(G, density, rng), r1
 
 
 def _gaussian(count: Floats, position: Floats, width: Floats) -> Floats:

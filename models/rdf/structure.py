@@ -176,27 +176,3 @@ def _carried_on(g: Floats, reach: float) -> Floats:
     fade = np.clip((last - R) / BLEND_A, 0, 1)
     fade = fade**2 * (3 - 2 * fade)
     return np.where(R < last, g, 0) * fade + tail * (1 - fade)
-
-
-def first_shell(G: Floats, density: float, r: Floats = R) -> tuple[float, float, float, float]:
-    """The truth's first shell: position and height of the first peak of G, coordination number and its upper limit.
-
-    The peak is the highest of G below 3.6 Å; the shell reaches from 0.8 Å below it to the first minimum of the RDF.
-    """
-    below = np.flatnonzero((r > 1.2) & (r < 3.6))
-    top = below[np.argmax(G[below])]
-    position, height = parabola(r, G, top)
-    rdf = r * G + 4 * np.pi * density * r**2
-    after = np.flatnonzero((r > position + 0.15) & (r < position + 1.2))
-    end = after[np.argmin(rdf[after])]
-    inside = (r >= position - 0.8) & (r <= r[end])
-    return position, height, float(np.trapezoid(rdf[inside], r[inside])), float(r[end])
-
-
-def parabola(x: Floats, y: Floats, i: int) -> tuple[float, float]:
-    """Position and height of the parabola through the point i and its neighbours."""
-    if not 0 < i < len(y) - 1:
-        return float(x[i]), float(y[i])
-    a, b, c = y[i - 1 : i + 2]
-    shift = 0.5 * (a - c) / (a - 2 * b + c) if a - 2 * b + c < 0 else 0.0
-    return float(x[i] + shift * (x[1] - x[0])), float(b - 0.25 * (a - c) * shift)

@@ -1,0 +1,302 @@
+"""Two branches from F(q) to G(r), side by side in one network.
+
+WT-RDF+, re-derived. The wavelet transform of the phase u = q r, one wavelet for every r:
+
+    G(r) = Λ Σ F(q) D(q r) Δq + C r exp(−(r q_min)²/2)         D(u) = exp(−½ max(0, (u − b)/a)²) sin(K_f u)
+
+    a    rad    coherence: how far beyond b the phase is damped; peaks at r are broadened by about r/a
+    b    rad    the phase up to which nothing is damped
+    K_f  –      carrier: the scale of r, 1 within two percent
+    C    Å⁻³    what is missing below q_min, and an offset of the density
+    Λ    –      amplitude
+
+The mother wavelet of the published WT-RDF+ and the meaning of its K_f and C are not public: this is our derivation of a form
+that has them, not theirs. With a → ∞, K_f = 1, C = 0, Λ = 2/π it is the sine transform (`WtRdf.sine`). The five are bounded by
+construction, and learned with a loss that looks at the peaks (`selective_loss`).
+
+The amplitude branch is `operators`: `Bank` is its network, for several q_max, with everything that is made of a posterior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.rdf.operators import DENSITY_GAIN, Q_MAXIMA, R_OUT, Gaussian, basis, to_range
+from models.rdf.shell import (
+    BEHIND_A,
+    BELOW_A,
+    LIMIT_SMOOTHING_A,
+    POSITION_SMOOTHING_A,
+    SEARCH_A,
+    smoothing,
+)
+from models.rdf.simulate import Q, Q_MIN, Q_STEP
+
+BOUNDS = {"a": (5.0, 1e4), "b": (0.0, 200.0), "Kf": (0.98, 1.02), "C": (-0.5, 0.5), "Lambda": (0.45, 0.95)}
+"""Of WT-RDF+, in the units above. a, which spans decades, is bounded in its logarithm."""
+START = {"a": 300.0, "b": 20.0, "Kf": 1.0, "C": 0.0, "Lambda": 2 / math.pi}
+SELECTIVE = 4.0
+"""How much more the highest peak weighs in the loss than a point where G is 0."""
+
+
+class WtRdf(nn.Module):
+    """WT-RDF+ for one q_max: five bounded parameters."""
+
+    def __init__(self, q_max: float, start: Mapping[str, float] = START) -> None:
+        super().__init__()
+        self.q_max = q_max
+        self.register_buffer("q", torch.from_numpy(Q[q_max + 1e-9 >= Q]))
+        self.register_buffer("r", torch.from_numpy(R_OUT))
+        free = {name: torch.tensor(_unbounded(name, value), dtype=torch.float64) for name, value in start.items()}
+        self.free = nn.ParameterDict({name: nn.Parameter(value) for name, value in free.items()})
+
+    @property
+    def parameters_now(self) -> dict[str, Tensor]:
+        """a, b, Kf, C, Lambda within their bounds."""
+        return {name: _bounded(name, value) for name, value in self.free.items()}
+
+    def kernel(self) -> Tensor:
+        """(400, n): what F is multiplied with, Δq included."""
+        return _kernel(self.q, self.r, **{k: v for k, v in self.parameters_now.items() if k != "C"})
+
+    def line(self) -> Tensor:
+        """(400,): the term C r exp(−(r q_min)²/2)."""
+        return self.parameters_now["C"] * self.r * torch.exp(-((self.r * Q_MIN) ** 2) / 2)
+
+    def forward(self, F: Tensor) -> Tensor:
+        """G: (B, 400) of F: (B, 1226) or (B, n), float64."""
+        return F[:, : len(self.q)] @ self.kernel().T + self.line()
+
+    @staticmethod
+    def sine(q: Tensor, r: Tensor) -> Tensor:
+        """The kernel in the limit a → ∞, K_f = 1, Λ = 2/π, built in float64 as every kernel here: (len(r), len(q))."""
+        one = torch.ones((), dtype=torch.float64)
+        return _kernel(q, r, a=one * math.inf, b=0 * one, Kf=one, Lambda=one * 2 / math.pi)
+
+
+def _kernel(q: Tensor, r: Tensor, a: Tensor, b: Tensor, Kf: Tensor, Lambda: Tensor) -> Tensor:
+    u = torch.outer(r, q)
+    return Lambda * Q_STEP * torch.exp(-(torch.relu(u - b) / a).square() / 2) * torch.sin(Kf * u)
+
+
+def _bounded(name: str, free: Tensor) -> Tensor:
+    low, high = BOUNDS[name]
+    if name == "a":
+        return torch.exp(math.log(low) + (math.log(high) - math.log(low)) * torch.sigmoid(free))
+    return low + (high - low) * torch.sigmoid(free)
+
+
+def _unbounded(name: str, value: float) -> float:
+    low, high = BOUNDS[name]
+    if name == "a":
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    part = min(max((value - low) / (high - low), 1e-6), 1 - 1e-6)
+    return math.log(part / (1 - part))
+
+
+def selective_loss(G: Tensor, truth: Tensor) -> Tensor:
+    """Mean square difference, relative to the truth's mean square, with the truth's peaks weighing more."""
+    size = truth.abs()
+    weight = 1 + SELECTIVE * size / size.amax(dim=1, keepdim=True)
+    return ((weight * (G - truth).square()).mean(dim=1) / truth.square().mean(dim=1)).mean()
+
+
+class Bank(nn.Module):
+    """All operators at all q_max, and both branches' answers. Buffers are float32; a batch may mix every q_max.
+
+    gaussians: for every one of Q_MAXIMA the family's operator first, then those of the broad prior's classes.
+    wt: q_max → trained WT-RDF+.   inflation: what the posterior's σ is multiplied with.
+    limits: (3,) values of spike, rest and surprise at which an input is called strange (`novelty`).
+    """
+
+    def __init__(
+        self,
+        gaussians: Mapping[float, Sequence[Gaussian]],
+        wt: Mapping[float, WtRdf],
+        *,
+        inflation: float = 1.0,
+        limits: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        q = torch.from_numpy(Q)
+        self.inflation = inflation
+        ranges = [to_range(q_max) for q_max in Q_MAXIMA]
+        M = basis().shape[1]
+        flat = [one for q_max in Q_MAXIMA for one in gaussians[q_max]]
+        m = max(len(one.S2) for one in flat)
+        L = max(one.spread.shape[1] for one in flat)
+        banks, K = len(Q_MAXIMA), len(flat) // len(Q_MAXIMA)
+
+        def stacked(values: Sequence[np.ndarray], *shape: int, fill: float = 0.0) -> Tensor:
+            out = np.full((len(values), *shape), fill)
+            for k, value in enumerate(values):
+                out[(k, *(slice(n) for n in value.shape))] = value
+            return torch.from_numpy(out).reshape(banks, -1, *shape).float()
+
+        self.register_buffer("q", q.float())
+        self.register_buffer("r", torch.from_numpy(R_OUT).float())
+        self.register_buffer("q_maxima", torch.tensor(Q_MAXIMA))
+        self.register_buffer("basis", torch.from_numpy(basis()).float())
+        self.register_buffer("ranges", stacked(ranges, M, M)[:, 0])
+        self.register_buffer("mean_y", stacked([one.mean_y for one in flat], M))
+        self.register_buffer("P", stacked([one.P for one in flat], M, m))
+        self.register_buffer("S2", stacked([one.S2 for one in flat], m))
+        self.register_buffer("gamma", stacked([one.gamma for one in flat], len(R_OUT), m))
+        self.register_buffer("mean_G", torch.from_numpy(np.array([one.mean_G for one in flat[:K]])).float())
+        self.register_buffer("spread", stacked([one.spread for one in flat], len(R_OUT), L)[0].contiguous())
+        self.register_buffer("freedom", torch.tensor([len(one.S2) for one in flat]).float().reshape(banks, K))
+        lines = [wt[q_max].line().detach().float() for q_max in Q_MAXIMA]
+        kernels = [_on_basis(wt[q_max]) for q_max in Q_MAXIMA]
+        self.register_buffer("wt_line", torch.stack(lines))
+        self.register_buffer("wt_kernel", torch.stack(kernels))
+        self.register_buffer("smooth_top", torch.from_numpy(smoothing(R_OUT, POSITION_SMOOTHING_A)).float())
+        self.register_buffer("smooth_limit", torch.from_numpy(smoothing(R_OUT, LIMIT_SMOOTHING_A)).float())
+        self.register_buffer("limits", torch.tensor(limits).float())
+        self.K = K
+
+    def forward(self, F: Tensor, noise: Tensor, density: Tensor, q_max: Tensor) -> tuple[Tensor, ...]:
+        """F: (B, 1226) Å⁻¹.   noise: (B,) σ_S.   density: (B,) Å⁻³.   q_max: (B,) Å⁻¹ of the measurement.
+
+        Returns `OUTPUTS`, in that order.
+        """
+        index = (q_max[:, None] >= self.q_maxima - 1e-3).sum(1).clamp(min=1) - 1
+        used = (self.q <= self.q_maxima[index][:, None] + 1e-3).float()
+        y = torch.cat([F / self.q * used, DENSITY_GAIN * density[:, None]], dim=1)
+        projected = y @ self.basis
+        coordinates = torch.einsum("bm,bmn->bn", projected, self.ranges[index])
+        s2 = noise.square()[:, None, None]
+        P, S2 = self.P[index], self.S2[index]
+        centred = coordinates[:, None] - self.mean_y[index]
+        z = torch.einsum("bkm,bkmj->bkj", centred, P)
+        shrink = 1 / (S2 + s2)
+        # The parts no curve of a set has: inside the basis, and beside it.
+        inside = centred - torch.einsum("bkj,bkmj->bkm", z, P)
+        rotated = torch.einsum("bmn,bn->bm", self.ranges[index], coordinates)
+        beside = y - torch.cat([used, torch.ones_like(density)[:, None]], dim=1) * (rotated @ self.basis.T)
+        rest = (inside.square().sum(2) + beside.square().sum(1, keepdim=True)) / s2[:, :, 0]
+        surprise = (z.square() * shrink).sum(2)
+        evidence = -(surprise + rest + torch.log1p(S2 / s2).sum(2)) / 2
+        weight = torch.softmax(evidence, dim=1)
+
+        gamma = self.gamma[index]
+        means = self.mean_G + torch.einsum("bkj,bkrj->bkr", z * shrink, gamma)
+        prior = self.spread.square().sum(2)
+        variances = (prior - torch.einsum("bkj,bkrj->bkr", shrink, gamma.square())).clamp(min=0)
+        G = (weight[:, :, None] * means).sum(1)
+        variance = (weight[:, :, None] * (variances + (means - G[:, None]).square())).sum(1)
+
+        position, slope, bend = self._top(G)
+        limit = self._limit(G, density, position)
+        inside_shell = self._window(position - BELOW_A, limit)
+        rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
+        step = self.r[1] - self.r[0]
+        N = (inside_shell * rdf).sum(1) * step
+        sigma_N = self._spread_of(inside_shell * self.r * step, means, weight, gamma, shrink)
+        sigma_position = self._spread_of(slope, means, weight, gamma, shrink) / bend
+        search = (self.r > SEARCH_A[0]) & (self.r < SEARCH_A[1])
+        height = torch.where(search, G, torch.full_like(G, -1e9)).amax(1)
+
+        points = used.sum(1)
+        residual = rest + (z.square() * (s2 * shrink.square())).sum(2)
+        chi2 = (weight * residual).sum(1) / points
+        best = weight.argmax(1, keepdim=True)
+        freedom = self.freedom[index]
+        rest_score = (rest - (points[:, None] - freedom)) / torch.sqrt(2 * points[:, None])
+        surprise_score = (surprise - freedom) / torch.sqrt(2 * freedom)
+        spike = (beside[:, :-1].abs() / noise[:, None]).amax(1)
+        scores = torch.stack(
+            [spike, rest_score.gather(1, best)[:, 0], surprise_score.gather(1, best)[:, 0]], dim=1
+        )
+        novelty = (scores / self.limits).amax(1)
+
+        wavelet = torch.einsum("bm,brm->br", rotated, self.wt_kernel[index]) + self.wt_line[index]
+        wavelet_position = self._top(wavelet)[0]
+        g = 1 + G / (4 * math.pi * density[:, None] * self.r)
+        sigma = self.inflation * variance.sqrt()
+        return (
+            G,
+            sigma,
+            g,
+            rdf,
+            wavelet,
+            position,
+            self.inflation * sigma_position,
+            height,
+            wavelet_position,
+            N,
+            self.inflation * sigma_N,
+            limit,
+            chi2,
+            novelty,
+            weight[:, 0],
+        )
+
+    def _top(self, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Position of the first peak (B,), the weights (B, 400) that give its slope, and its curvature (B,)."""
+        smooth = G @ self.smooth_top.T
+        search = (self.r > SEARCH_A[0]) & (self.r < SEARCH_A[1])
+        top = torch.where(search, smooth, torch.full_like(smooth, -1e9)).argmax(1)
+        position, bend = self._vertex(smooth, top)
+        step = self.r[1] - self.r[0]
+        slope = (self.smooth_top[top + 1] - self.smooth_top[top - 1]) / (2 * step)
+        return position, slope, bend / step.square()
+
+    def _limit(self, G: Tensor, density: Tensor, position: Tensor) -> Tensor:
+        rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
+        smooth = -(rdf @ self.smooth_limit.T)
+        away = self.r - position[:, None]
+        behind = (away > BEHIND_A[0]) & (away < BEHIND_A[1])
+        return self._vertex(smooth, torch.where(behind, smooth, torch.full_like(smooth, -1e9)).argmax(1))[0]
+
+    def _vertex(self, y: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the parabola through the points top: its place, and minus its second difference."""
+        top = top.clamp(1, y.shape[1] - 2)
+        a, b, c = (y.gather(1, (top + k)[:, None])[:, 0] for k in (-1, 0, 1))
+        bend = (2 * b - a - c).clamp(min=1e-6)
+        shift = (0.5 * (c - a) / bend).clamp(-1, 1)
+        return self.r[top] + shift * (self.r[1] - self.r[0]), bend
+
+    def _window(self, low: Tensor, high: Tensor) -> Tensor:
+        step = self.r[1] - self.r[0]
+        upper = ((high[:, None] - self.r) / step + 0.5).clamp(0, 1)
+        return upper - ((low[:, None] - self.r) / step + 0.5).clamp(0, 1)
+
+    def _spread_of(self, functional: Tensor, means: Tensor, weight: Tensor, gamma: Tensor, shrink: Tensor) -> Tensor:
+        """σ (B,) of Σ functional·G under the mixed posterior. functional: (B, 400)."""
+        prior = torch.einsum("br,krl->bkl", functional, self.spread).square().sum(2)
+        known = (torch.einsum("br,bkrj->bkj", functional, gamma).square() * shrink).sum(2)
+        each = torch.einsum("br,bkr->bk", functional, means)
+        mean = (weight * each).sum(1, keepdim=True)
+        variance = (weight * ((prior - known).clamp(min=0) + (each - mean).square())).sum(1)
+        return variance.sqrt()
+
+
+OUTPUTS = (
+    "G",
+    "sigma",
+    "g",
+    "rdf",
+    "wavelet",
+    "position",
+    "position_sigma",
+    "height",
+    "wavelet_position",
+    "coordination",
+    "coordination_sigma",
+    "limit",
+    "chi2",
+    "novelty",
+    "family",
+)
+
+
+def _on_basis(wt: WtRdf) -> Tensor:
+    """(400, M): the kernel of WT-RDF+ on the sine waves below 12 Å. What F holds beyond is noise to r < 10 Å."""
+    kernel = torch.zeros(len(R_OUT), len(Q), dtype=torch.float64)
+    kernel[:, : len(wt.q)] = wt.kernel().detach()
+    return (kernel * torch.from_numpy(Q) @ torch.from_numpy(basis()[:-1])).float()
