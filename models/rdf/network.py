@@ -33,7 +33,6 @@ from models.rdf.shell import (
     LIMIT_SMOOTHING_A,
     POSITION_SMOOTHING_A,
     SEARCH_A,
-    smoothing,
 )
 from models.rdf.simulate import Q, Q_MIN, Q_STEP
 
@@ -107,11 +106,11 @@ def selective_loss(G: Tensor, truth: Tensor) -> Tensor:
 
 
 class Bank(nn.Module):
-    """All operators at all q_max, and both branches' answers. Buffers are float32; a batch may mix every q_max.
+    """All operators at all q_max, and both branches' answers. Buffers are float32; a batch may mix any q_max.
 
-    gaussians: for every one of Q_MAXIMA the family's operator first, then those of the broad prior's classes.
+    gaussians: for every one of Q_MAXIMA the family's two operators first, then those of the broad prior's classes.
     wt: q_max → trained WT-RDF+.   inflation: what the posterior's σ is multiplied with.
-    limits: (3,) values of spike, rest and surprise at which an input is called strange (`novelty`).
+    limits: values of the `SCORES` beyond which an input is called strange (novelty > 1).
     """
 
     def __init__(
@@ -119,12 +118,12 @@ class Bank(nn.Module):
         gaussians: Mapping[float, Sequence[Gaussian]],
         wt: Mapping[float, WtRdf],
         *,
-        inflation: float = 1.0,
-        limits: Sequence[float] = (1.0, 1.0, 1.0),
+        inflation: Sequence[float] = (1.0, 1.0, 1.0),
+        limits: Sequence[float] = (1.0, 1.0, 1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         q = torch.from_numpy(Q)
-        self.inflation = inflation
+        self.of_G, self.of_position, self.of_N = inflation
         ranges = [to_range(q_max) for q_max in Q_MAXIMA]
         M = basis().shape[1]
         flat = [one for q_max in Q_MAXIMA for one in gaussians[q_max]]
@@ -154,8 +153,6 @@ class Bank(nn.Module):
         kernels = [_on_basis(wt[q_max]) for q_max in Q_MAXIMA]
         self.register_buffer("wt_line", torch.stack(lines))
         self.register_buffer("wt_kernel", torch.stack(kernels))
-        self.register_buffer("smooth_top", torch.from_numpy(smoothing(R_OUT, POSITION_SMOOTHING_A)).float())
-        self.register_buffer("smooth_limit", torch.from_numpy(smoothing(R_OUT, LIMIT_SMOOTHING_A)).float())
         self.register_buffer("limits", torch.tensor(limits).float())
         self.K = K
 
@@ -164,6 +161,11 @@ class Bank(nn.Module):
 
         Returns `OUTPUTS`, in that order.
         """
+        said = self.examine(F, noise, density, q_max)
+        return tuple(said[name] for name in OUTPUTS)
+
+    def examine(self, F: Tensor, noise: Tensor, density: Tensor, q_max: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, and the `SCORES` (B, 5) that novelty is the largest of."""
         index = (q_max[:, None] >= self.q_maxima - 1e-3).sum(1).clamp(min=1) - 1
         used = (self.q <= self.q_maxima[index][:, None] + 1e-3).float()
         y = torch.cat([F / self.q * used, DENSITY_GAIN * density[:, None]], dim=1)
@@ -206,49 +208,56 @@ class Bank(nn.Module):
         chi2 = (weight * residual).sum(1) / points
         best = weight.argmax(1, keepdim=True)
         freedom = self.freedom[index]
-        rest_score = (rest - (points[:, None] - freedom)) / torch.sqrt(2 * points[:, None])
-        surprise_score = (surprise - freedom) / torch.sqrt(2 * freedom)
-        spike = (beside[:, :-1].abs() / noise[:, None]).amax(1)
         scores = torch.stack(
-            [spike, rest_score.gather(1, best)[:, 0], surprise_score.gather(1, best)[:, 0]], dim=1
+            [
+                (beside[:, :-1].abs() / noise[:, None]).amax(1),
+                ((rest - (points[:, None] - freedom)) / torch.sqrt(2 * points[:, None])).gather(1, best)[:, 0],
+                ((surprise - freedom) / torch.sqrt(2 * freedom)).gather(1, best)[:, 0],
+                (z.square() * shrink).amax(2).sqrt().gather(1, best)[:, 0],
+                torch.where(best[:, 0] < FAMILY, evidence[:, 1] - evidence[:, 0], torch.zeros_like(noise)),
+            ],
+            dim=1,
         )
-        novelty = (scores / self.limits).amax(1)
-
         wavelet = torch.einsum("bm,brm->br", rotated, self.wt_kernel[index]) + self.wt_line[index]
-        wavelet_position = self._top(wavelet)[0]
-        g = 1 + G / (4 * math.pi * density[:, None] * self.r)
-        sigma = self.inflation * variance.sqrt()
-        return (
-            G,
-            sigma,
-            g,
-            rdf,
-            wavelet,
-            position,
-            self.inflation * sigma_position,
-            height,
-            wavelet_position,
-            N,
-            self.inflation * sigma_N,
-            limit,
-            chi2,
-            novelty,
-            weight[:, 0],
-        )
+        return {
+            "G": G,
+            "sigma": self.of_G * variance.sqrt(),
+            "g": 1 + G / (4 * math.pi * density[:, None] * self.r),
+            "rdf": rdf,
+            "wavelet": wavelet,
+            "position": position,
+            "position_sigma": self.of_position * sigma_position,
+            "height": height,
+            "wavelet_position": self._top(wavelet)[0],
+            "coordination": N,
+            "coordination_sigma": self.of_N * sigma_N,
+            "limit": limit,
+            "chi2": chi2,
+            "novelty": (scores / self.limits).amax(1),
+            "family": weight[:, :FAMILY].sum(1),
+            "scores": scores,
+        }
 
     def _top(self, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position of the first peak (B,), the weights (B, 400) that give its slope, and its curvature (B,)."""
-        smooth = G @ self.smooth_top.T
+        smooth = self._smoothed(G, POSITION_SMOOTHING_A)
         search = (self.r > SEARCH_A[0]) & (self.r < SEARCH_A[1])
         top = torch.where(search, smooth, torch.full_like(smooth, -1e9)).argmax(1)
         position, bend = self._vertex(smooth, top)
         step = self.r[1] - self.r[0]
-        slope = (self.smooth_top[top + 1] - self.smooth_top[top - 1]) / (2 * step)
-        return position, slope, bend / step.square()
+        ahead, behind = (_gauss(self.r - self.r[top + k][:, None], POSITION_SMOOTHING_A) for k in (1, -1))
+        return position, (ahead - behind) / 2, bend / step.square()
+
+    def _smoothed(self, y: Tensor, width: float) -> Tensor:
+        """(B, 400) convolved with a Gaussian, as `shell.smoothing` does where the curve does not end."""
+        step = float(R_OUT[1] - R_OUT[0])
+        reach = round(4 * width / step)
+        kernel = _gauss(torch.arange(-reach, reach + 1) * step, width)
+        return nn.functional.conv1d(y[:, None], (kernel / kernel.sum())[None, None], padding=reach)[:, 0]
 
     def _limit(self, G: Tensor, density: Tensor, position: Tensor) -> Tensor:
         rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
-        smooth = -(rdf @ self.smooth_limit.T)
+        smooth = -self._smoothed(rdf, LIMIT_SMOOTHING_A)
         away = self.r - position[:, None]
         behind = (away > BEHIND_A[0]) & (away < BEHIND_A[1])
         return self._vertex(smooth, torch.where(behind, smooth, torch.full_like(smooth, -1e9)).argmax(1))[0]
@@ -276,6 +285,13 @@ class Bank(nn.Module):
         return variance.sqrt()
 
 
+FAMILY = 2
+"""The first operators are the family's: as the boxes are, and with distances that may be off by some percent."""
+SCORES = ("spike", "rest", "surprise", "direction", "stretch")
+"""What novelty looks at: the largest deviation of a point in σ; χ² of what no curve of the class has; how unlikely the
+curve is among its class; its most unlikely direction; and, in the family, by how much a curve with other distances is more
+likely than one with those of the boxes. The class is the one that explains the input best."""
+
 OUTPUTS = (
     "G",
     "sigma",
@@ -295,8 +311,12 @@ OUTPUTS = (
 )
 
 
+def _gauss(x: Tensor, width: float) -> Tensor:
+    return torch.exp(-(x / width).square() / 2) / (width * math.sqrt(2 * math.pi))
+
+
 def _on_basis(wt: WtRdf) -> Tensor:
-    """(400, M): the kernel of WT-RDF+ on the sine waves below 12 Å. What F holds beyond is noise to r < 10 Å."""
+    """(400, M): the kernel of WT-RDF+ on the sine waves below 11 Å. What F holds beyond is noise to r < 10 Å."""
     kernel = torch.zeros(len(R_OUT), len(Q), dtype=torch.float64)
     kernel[:, : len(wt.q)] = wt.kernel().detach()
     return (kernel * torch.from_numpy(Q) @ torch.from_numpy(basis()[:-1])).float()

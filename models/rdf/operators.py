@@ -34,13 +34,13 @@ Q_MAXIMA = (12.0, 16.0, 20.0, 25.0)
 """Å⁻¹: a measurement is cut at the largest of these that it reaches."""
 DENSITY_GAIN = 25.0
 """Brings ρ₀ beside F/q: with σ_S = 0.01 it counts as known to 0.0004 atoms/Å³, one percent, as a density is measured."""
-BASIS_A = 12.0
+BASIS_A = 11.0
 """The basis holds every sine wave of F up to this distance, so that nothing below 10 Å is lost in it."""
 NULL = 1e-3
 """Part of the largest eigenvalue below which a direction of the basis does not exist on a shorter q range."""
-LEAST_SIGNAL = 1e-3
-"""Standard deviation in S below which a direction of the curves is left out: no frame is counted to a tenth of a percent."""
-EDGES_A = (1.45, 1.8, 2.15, 2.5, 2.85, 3.3)
+LEAST_SIGNAL = 4e-3
+"""Standard deviation in S below which a direction of the curves is left out: less than half the noise of a frame."""
+EDGES_A = (1.45, 1.9, 2.35, 2.8, 3.3)
 """Of the broad prior's classes, by the distance of the first shell."""
 
 
@@ -102,7 +102,7 @@ def fit_gaussian(one: Curves, q_max: float) -> Gaussian:
     kept = S > LEAST_SIGNAL
     gamma = ((G - mean_G).T / np.sqrt(n - 1)) @ U[:, kept] * S[kept]
     T2, W = np.linalg.eigh((G - mean_G).T @ (G - mean_G) / (n - 1))
-    strong = T2 > 1e-5 * T2[-1]
+    strong = T2 > 1e-4 * T2[-1]
     return Gaussian(mean_y, mean_G, V[kept].T, S[kept] ** 2, gamma, W[:, strong] * np.sqrt(T2[strong]))
 
 

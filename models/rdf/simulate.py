@@ -1,6 +1,6 @@
 """Curves to learn from: pairs of F(q) and G(r) of glasses there are boxes of, and of a broad family of others.
 
-    family   boxes of Ge–Se and Ag–Ge–Se, seen by X-rays, neutrons and weightings between; stretched by about a percent,
+    family   boxes of Ge–Se and Ag–Ge–Se, seen by X-rays, neutrons and weightings between; stretched,
              broadened, and mixed with each other, so that compositions between and beside the boxes are there too
     broad    analytic glasses and liquids: one to three shells and a density that sets in behind the first one
 
@@ -30,6 +30,9 @@ Q = np.round(np.arange(Q_MIN, Q_MAX + Q_STEP / 2, Q_STEP), 10)
 SCALE_ERROR, SLOW_ERROR, SLOW_DEGREE = 0.01, 0.005, 3
 """Standard deviations of n and of the coefficients of a Chebyshev polynomial in S."""
 
+STRETCH, WIDE_STRETCH = 0.004, 0.025
+"""Of the family's distances: as compositions differ among themselves, and as the boxes may be off what is measured (their
+Ge–Se is 2 to 3 % longer than published)."""
 FAMILY_UNFORESEEN, BROAD_UNFORESEEN, FAMILY_HOLE_A = 0.06, 0.3, 2.0
 """Å⁻²: standard deviation of what is added to G where the first shell begins. For the family that is how far two halves of
 one run lie apart."""
@@ -93,15 +96,15 @@ class Family:
             kept = rng.permutation(len(self.bases))[: max(2, round(share * len(self.bases)))]
             self.bases = [self.bases[k] for k in kept]
 
-    def draw(self, n: int, rng: np.random.Generator) -> Curves:
-        """n curves with the errors of an experiment."""
+    def draw(self, n: int, rng: np.random.Generator, *, stretch: float = STRETCH) -> Curves:
+        """n curves with the errors of an experiment. stretch: standard deviation of the logarithm of the scale of r."""
         G, extra, density = (np.array(column) for column in zip(*self.bases, strict=True))
         first, second = rng.integers(len(self.bases), size=(2, n))
         share = np.where(rng.random(n) < 0.5, 1.0, rng.uniform(0.0, 1.0, n))[:, None]
         mixed = share * G[first] + (1 - share) * G[second]
         beside = share * extra[first] + (1 - share) * extra[second]
         rho = share[:, 0] * density[first] + (1 - share[:, 0]) * density[second]
-        mixed, rho = _varied(mixed, rho, rng)
+        mixed, rho = _varied(mixed, rho, stretch, rng)
         mixed = _unforeseen(mixed, np.full(n, FAMILY_HOLE_A), FAMILY_UNFORESEEN, rng)
         return _measured(mixed, rho, rng, beside)
 
@@ -119,13 +122,13 @@ def _based(one: Partials, weighting: int, rng: np.random.Generator) -> tuple[Flo
     return 4 * np.pi * one.density * R * mixed, np.zeros(Q.size), one.density
 
 
-def _varied(G: Floats, density: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Stretched by about one percent and, every second one, broadened: another temperature, potential or pressure."""
+def _varied(G: Floats, density: Floats, stretch: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Stretched and, every second one, broadened: another temperature, potential or pressure."""
     n = len(G)
-    stretch = np.exp(rng.normal(0, 0.01, n))
-    stretched = np.array([np.interp(R / s, R, g) for s, g in zip(stretch, G, strict=True)]) / stretch[:, None] ** 2
+    scale = np.exp(rng.normal(0, stretch, n))
+    stretched = np.array([np.interp(R / s, R, g) for s, g in zip(scale, G, strict=True)]) / scale[:, None] ** 2
     width = np.where(rng.random(n) < 0.5, 0.0, rng.uniform(0.0, 0.06, n))
-    return _broadened(stretched, width), density / stretch**3
+    return _broadened(stretched, width), density / scale**3
 
 
 def _broadened(G: Floats, width: Floats) -> Floats:

@@ -1,6 +1,6 @@
 """Ten kinds of input that the model was not made for, made from curves that it was.
 
-Each takes F (n, 1226) on `simulate.Q` and its density with counting noise already in it, and returns both, spoilt.
+Each takes F (n, 1226) on `simulate.Q` without noise and its density, and returns both, spoilt. Counting noise comes after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def crystal(F: Floats, density: Floats, rng: np.random.Generator) -> tuple[Float
     kinds = list(CRYSTALS)
     patterns = {name: _crystal_F(name) for name in kinds}
     chosen = rng.integers(len(kinds), size=len(F))
-    return np.array([patterns[kinds[k]] for k in chosen]) + 0.01 * Q * rng.normal(size=F.shape), density
+    return np.array([patterns[kinds[k]] for k in chosen]), density
 
 
 def wrong_composition(F: Floats, density: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -36,7 +36,7 @@ def wrong_composition(F: Floats, density: Floats, rng: np.random.Generator) -> t
     rdf = rdf + 4.0 / (0.1 * np.sqrt(2 * np.pi)) * np.exp(-(((R - r2) / 0.1) ** 2) / 2)
     g = rdf / (4 * np.pi * rho * R**2) + 1 / (1 + np.exp(-(R - 3.1) / 0.12))
     G = 4 * np.pi * rho * R * (g - 1)
-    return G @ sines(Q).T + 0.01 * Q * rng.normal(size=F.shape), density
+    return G @ sines(Q).T, density
 
 
 def scale(F: Floats, density: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
