@@ -1,6 +1,6 @@
 """Make the figures of the card again: every one on a composition that nothing had seen which it was made with.
 
-    python -m models.rdf.evaluate [--quick] [--json] [--write] [--real FOLDER] [--plots FOLDER]
+    python -m models.rdf.evaluate [--quick] [--json] [--write] [--real FOLDER]
 
 Conditions, where nothing else is said: σ_S = 0.01 per point at ΔQ = 0.02 Å⁻¹; Rw and coverage over 1.5–7 Å (half the edge of a box
 of 120 atoms); positions, limits and coordination numbers by `shell` for every method alike, truth included; X-rays and

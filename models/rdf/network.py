@@ -185,12 +185,17 @@ class Bank(nn.Module):
         evidence = -(surprise + rest + torch.log1p(S2 / s2).sum(2)) / 2
         weight = torch.softmax(evidence, dim=1)
 
-        gamma = self.gamma[index]
-        means = self.mean_G + torch.einsum("bkj,bkrj->bkr", z * shrink, gamma)
-        prior = self.spread.square().sum(2)
-        variances = (prior - torch.einsum("bkj,bkrj->bkr", shrink, gamma.square())).clamp(min=0)
-        G = (weight[:, :, None] * means).sum(1)
-        variance = (weight[:, :, None] * (variances + (means - G[:, None]).square())).sum(1)
+        # What two operators cannot explain no third one does: the others' weight is passed on to the likelier two.
+        likely, which = torch.topk(weight, MIXED, dim=1)
+        likely = likely / likely.sum(1, keepdim=True)
+        pair = which[:, :, None].expand(-1, -1, z.shape[2])
+        shrunk, gamma = shrink.gather(1, pair), self.gamma[index[:, None], which]
+        means = self.mean_G[which] + (gamma @ (z.gather(1, pair) * shrunk)[..., None])[..., 0]
+        spread = self.spread[which]
+        variances = spread.square().sum(3) - (gamma.square() @ shrunk[..., None])[..., 0]
+        G = (likely[:, :, None] * means).sum(1)
+        variance = (likely[:, :, None] * (variances.clamp(min=0) + (means - G[:, None]).square())).sum(1)
+        mixture = likely, means, spread, gamma, shrunk
 
         position, slope, bend = self._top(G)
         limit = self._limit(G, density, position)
@@ -198,8 +203,8 @@ class Bank(nn.Module):
         rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
         step = self.r[1] - self.r[0]
         N = (inside_shell * rdf).sum(1) * step
-        sigma_N = self._spread_of(inside_shell * self.r * step, means, weight, gamma, shrink)
-        sigma_position = self._spread_of(slope, means, weight, gamma, shrink) / bend
+        sigma_N = _spread_of(inside_shell * self.r * step, *mixture)
+        sigma_position = _spread_of(slope, *mixture) / bend
         search = (self.r > SEARCH_A[0]) & (self.r < SEARCH_A[1])
         height = torch.where(search, G, torch.full_like(G, -1e9)).amax(1)
 
@@ -275,16 +280,22 @@ class Bank(nn.Module):
         upper = ((high[:, None] - self.r) / step + 0.5).clamp(0, 1)
         return upper - ((low[:, None] - self.r) / step + 0.5).clamp(0, 1)
 
-    def _spread_of(self, functional: Tensor, means: Tensor, weight: Tensor, gamma: Tensor, shrink: Tensor) -> Tensor:
-        """σ (B,) of Σ functional·G under the mixed posterior. functional: (B, 400)."""
-        prior = torch.einsum("br,krl->bkl", functional, self.spread).square().sum(2)
-        known = (torch.einsum("br,bkrj->bkj", functional, gamma).square() * shrink).sum(2)
-        each = torch.einsum("br,bkr->bk", functional, means)
-        mean = (weight * each).sum(1, keepdim=True)
-        variance = (weight * ((prior - known).clamp(min=0) + (each - mean).square())).sum(1)
-        return variance.sqrt()
+
+def _spread_of(
+    functional: Tensor, likely: Tensor, means: Tensor, spread: Tensor, gamma: Tensor, shrunk: Tensor
+) -> Tensor:
+    """σ (B,) of Σ functional·G under the mixed posterior. functional: (B, 400)."""
+    row = functional[:, None, None]
+    prior = (row @ spread)[:, :, 0].square().sum(2)
+    known = ((row @ gamma)[:, :, 0].square() * shrunk).sum(2)
+    each = (row[:, :, 0] * means).sum(2)
+    mean = (likely * each).sum(1, keepdim=True)
+    variance = (likely * ((prior - known).clamp(min=0) + (each - mean).square())).sum(1)
+    return variance.sqrt()
 
 
+MIXED = 2
+"""Operators whose answers are mixed."""
 FAMILY = 2
 """The first operators are the family's: as the boxes are, and with distances that may be off by some percent."""
 SCORES = ("spike", "rest", "surprise", "direction", "stretch")

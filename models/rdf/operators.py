@@ -148,6 +148,7 @@ def estimate(gaussians: Sequence[Gaussian], F: Floats, density: Floats, sigma_S:
         evidence.append(-0.5 * (surprise[-1] + rests[-1] + np.log1p(one.S2 / s2).sum()))
     log_p = np.stack(evidence, axis=1)
     weight = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    weight *= weight >= np.sort(weight, axis=1)[:, -2:-1]  # two are mixed, as in the network
     weight /= weight.sum(axis=1, keepdims=True)
     mean = sum(weight[:, k, None] * means[k] for k in range(len(means)))
     second = sum(weight[:, k, None] * (variances[k] + means[k] ** 2) for k in range(len(means)))
