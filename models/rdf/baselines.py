@@ -1,7 +1,8 @@
 """What ours is measured against: sine transform, Lorch's window, radial basis functions, a long short-term memory.
 
-RBF and LSTM are tried twice. Given F(q), as regressors to G(r), with the same curves to learn from as ours. And as the WT-RDF+
-paper defines them, from r to G on the points of ONE curve: there they are shown the answer and interpolate it.
+RBF and LSTM are tried twice. Given F(q), as regressors to G(r), with the same curves to learn from as ours. And as
+the WT-RDF+ paper defines them, from r to G on the points of ONE curve: there they are shown the answer and
+interpolate it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from models.rdf.operators import Q_MAXIMA, R_OUT
-from models.rdf.simulate import Q, Q_STEP, Curves
+from models.rdf.simulate import Q_STEP, Curves, Q
 from streamer.reduce.pairs import lorch
 
 Floats = NDArray[np.float64]

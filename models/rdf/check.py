@@ -2,8 +2,9 @@
 
     python -m models.rdf.check [--json]
 
-Published: Ge–Se 2.36–2.37 Å and N = 4 over the whole series (tetrahedra persist); silver by isotope substitution (Zeidler et al.,
-PubMed 29410843): Ag–Se 2.64(1) Å with N = 2.6(3) at x = 5 and 3.3(2) at x = 25, Ag–Ag 3.02(2) Å with N = 1.9(2) at x = 25.
+Published: Ge–Se 2.36–2.37 Å and N = 4 over the whole series (tetrahedra persist); silver by isotope substitution
+(Zeidler et al., PubMed 29410843): Ag–Se 2.64(1) Å with N = 2.6(3) at x = 5 and 3.3(2) at x = 25, Ag–Ag 3.02(2) Å with
+N = 1.9(2) at x = 25.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.rdf.simulate import COMPOSITIONS, box_of
-from models.rdf.structure import R, STEP_A, Box, pair_counts
+from models.rdf.structure import STEP_A, Box, R, pair_counts
 
 Floats = NDArray[np.float64]
 
 CUTOFFS_A = {("Ge", "Se"): 3.0, ("Ge", "Ge"): 2.9, ("Se", "Se"): 2.75, ("Ag", "Se"): 3.2, ("Ag", "Ag"): 3.5}
 """Centre and neighbour, and to where neighbours count."""
 PUBLISHED: dict[tuple[str, str], dict[int, tuple[float, float | None]]] = {
-    ("Ge", "Se"): {x: (2.365, 4.0) for x in COMPOSITIONS},
+    ("Ge", "Se"): dict.fromkeys(COMPOSITIONS, (2.365, 4.0)),
     ("Ag", "Se"): {5: (2.64, 2.6), 25: (2.64, 3.3)},
     ("Ag", "Ag"): {25: (3.02, 1.9)},
 }
@@ -56,7 +57,7 @@ def bonds(box: Box, x: int) -> list[Bond]:
         if centre not in number or neighbour not in number:
             continue
         histogram = counts[(min(centre, neighbour), max(centre, neighbour))][0]
-        inside = np.where(R < cutoff, histogram, 0.0)
+        inside = np.where(cutoff > R, histogram, 0.0)
         N = inside.sum() * (2 if centre == neighbour else 1) / number[centre]
         smooth = np.convolve(inside, np.ones(3) / 3, mode="same")
         distance = float(R[np.argmax(smooth)]) if N > 0.1 else float("nan")
@@ -75,7 +76,8 @@ def main() -> None:
         return
     print(f"histogram bins of {STEP_A} Å; published values in brackets")
     for row in rows:
-        print(f"x = {row.x:2d}  {row.pair}  {row.distance_A:.2f} Å{_known(row.published_A)}  N = {row.N:.2f}{_known(row.published_N)}")
+        distance = f"{row.distance_A:.2f} Å{_known(row.published_A)}"
+        print(f"x = {row.x:2d}  {row.pair}  {distance}  N = {row.N:.2f}{_known(row.published_N)}")
 
 
 def _known(value: Any) -> str:

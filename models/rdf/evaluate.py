@@ -2,12 +2,14 @@
 
     python -m models.rdf.evaluate [--quick] [--json] [--write] [--real FOLDER]
 
-Conditions, where nothing else is said: σ_S = 0.01 per point at ΔQ = 0.02 Å⁻¹; Rw and coverage over 1.5–7 Å (half the edge of a box
-of 120 atoms); positions, limits and coordination numbers by `shell` for every method alike, truth included; X-rays and
-neutrons; the whole run and both halves of it as structures. "worst" is the 99th percentile over curves, "worst_composition" the
-largest median. Intervals (`_ci95`) are bootstraps over structures. Methods in the folds of 25 % learned from the same curves.
+Conditions, where nothing else is said: σ_S = 0.01 per point at ΔQ = 0.02 Å⁻¹; Rw and coverage over 1.5–7 Å (half the
+edge of a box of 120 atoms); positions, limits and coordination numbers by `shell` for every method alike, truth
+included; X-rays and neutrons; the whole run and both halves of it as structures. "worst" is the 99th percentile over
+curves, "worst_composition" the largest median. Intervals (`_ci95`) are bootstraps over structures. Methods in the folds
+of 25 % learned from the same curves.
 
-`--real` (default: STREAMER_REALDATA or ../shared/data) checks measured patterns and compares speed with glassure, if installed.
+`--real` (default: STREAMER_REALDATA or ../shared/data) checks measured patterns and compares speed with glassure, if
+installed.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from models.rdf.protocol import (
     SCORED,
     SHARE,
     SIGMA_S,
-    WT_CURVES,
     Boxes,
     ask,
     classes,
@@ -45,10 +46,9 @@ from models.rdf.protocol import (
     noisy,
     operators,
     rw,
-    train_wt,
 )
 from models.rdf.shell import first_shells
-from models.rdf.simulate import COMPOSITIONS, Q, Curves, with_errors
+from models.rdf.simulate import COMPOSITIONS, Curves, Q, with_errors
 from models.rdf.structure import partials, read_sova
 from models.rdf.train import FOLDER, FOLDS, read_fold
 from streamer.infer import Model, load_model
@@ -314,18 +314,21 @@ def interval(values: Floats, structure: Floats, draws: int = 1000) -> list[float
     """95 % interval of the median: structures are drawn again, all curves of one together."""
     rng = np.random.default_rng(TEST_SEED)
     groups = [values[structure == one] for one in np.unique(structure)]
-    medians = [np.median(np.concatenate([groups[k] for k in rng.integers(len(groups), size=len(groups))])) for _ in range(draws)]
+    medians = [
+        np.median(np.concatenate([groups[k] for k in rng.integers(len(groups), size=len(groups))]))
+        for _ in range(draws)
+    ]
     return [float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))]
 
 
 def _worse_than_ft(errors: Mapping[str, Errors]) -> float:
-    """Part of the curves with q_max ≥ 16 whose first distance is more than 2 mÅ further off than the sine transform's."""
+    """Part of the curves, q_max ≥ 16, whose first distance is over 2 mÅ further off than the sine transform's."""
     ours, ft = (errors[name].of("peak_mA", *Q_MAXIMA[1:])[0] for name in ("ours", "ft"))
     return float((ours > ft + 2).mean())
 
 
 def identity(boxes: Boxes) -> float:
-    """Largest difference between WT-RDF+ in its limit and the sine transform, over all compositions and 400 points of r."""
+    """Largest difference between WT-RDF+ in its limit and the sine transform, over all compositions and points of r."""
     F = np.concatenate([boxes.truths(x).F for x in COMPOSITIONS])
     kernel = WtRdf.sine(torch.from_numpy(Q), torch.from_numpy(R_OUT)).numpy()
     return float(np.abs(F @ kernel.T - sine(F, Q[-1])).max())
@@ -349,10 +352,11 @@ def latency_ms(model: Model, boxes: Boxes, repeats: int = 400) -> float:
 
 
 def paper_protocol(boxes: Boxes) -> dict[str, dict[str, float]]:
-    """25 % of the r-points of ONE curve (x = 0, X-rays) shown, Rw on the others: at random, every fourth, the first quarter.
+    """25 % of the r-points of ONE curve (x = 0, X-rays) shown, Rw on the others: at random, every fourth, the first
+    quarter.
 
-    RBF and LSTM go from r to G and see the answer on the points shown; WT-RDF+ gets F(q) and learns five parameters from
-    the same points.
+    RBF and LSTM go from r to G and see the answer on the points shown; WT-RDF+ gets F(q) and learns five parameters
+    from the same points.
     """
     test = boxes.truths(0)[slice(0, 1)]
     rows = R_OUT > 1.5
@@ -372,7 +376,8 @@ def paper_protocol(boxes: Boxes) -> dict[str, dict[str, float]]:
         }
         rest = ~shown
         found[name] = {
-            method: float(np.sqrt(((said - G)[rest] ** 2).sum() / (G[rest] ** 2).sum())) for method, said in curves.items()
+            method: float(np.sqrt(((said - G)[rest] ** 2).sum() / (G[rest] ** 2).sum()))
+            for method, said in curves.items()
         }
     return found
 

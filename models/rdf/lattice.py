@@ -1,7 +1,8 @@
 """A face-centred cubic crystal's G(r), to be fitted to a measured one: the check of the chain on a real standard.
 
 G(r) = [RDF(r)/r − 4π ρ₀ r] exp(−(δ r)²/2), with a Gaussian for every shell of neighbours, of width
-σ² = 2 U (1 − c/r²) + (b r)² (correlated motion as in PDFgui, Farrow et al. 2007), cut off at q_max as the measured one is.
+σ² = 2 U (1 − c/r²) + (b r)² (correlated motion as in PDFgui, Farrow et al. 2007), cut off at q_max as the measured
+one is.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Fcc:
         rdf = np.zeros_like(self.grid)
         for distance, number, sigma in zip(R, count, width, strict=True):
             near = slice(*np.searchsorted(self.grid, [distance - 6 * sigma, distance + 6 * sigma]))
-            rdf[near] += number / (sigma * np.sqrt(2 * np.pi)) * np.exp(-(((self.grid[near] - distance) / sigma) ** 2) / 2)
+            rdf[near] += (
+                number / (sigma * np.sqrt(2 * np.pi)) * np.exp(-(((self.grid[near] - distance) / sigma) ** 2) / 2)
+            )
         G = rdf / self.grid - 16 * np.pi / a**3 * self.grid
         return scale * (self._cut @ (G * np.exp(-((damping * self.grid) ** 2) / 2)))
 

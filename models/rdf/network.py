@@ -10,11 +10,12 @@ WT-RDF+, re-derived. The wavelet transform of the phase u = q r, one wavelet for
     C    Å⁻³    what is missing below q_min, and an offset of the density
     Λ    –      amplitude
 
-The mother wavelet of the published WT-RDF+ and the meaning of its K_f and C are not public: this is our derivation of a form
-that has them, not theirs. With a → ∞, K_f = 1, C = 0, Λ = 2/π it is the sine transform (`WtRdf.sine`). The five are bounded by
-construction, and learned with a loss that looks at the peaks (`selective_loss`).
+The mother wavelet of the published WT-RDF+ and the meaning of its K_f and C are not public: this is our derivation of
+a form that has them, not theirs. With a → ∞, K_f = 1, C = 0, Λ = 2/π it is the sine transform (`WtRdf.sine`). The
+five are bounded by construction, and learned with a loss that looks at the peaks (`selective_loss`).
 
-The amplitude branch is `operators`: `Bank` is its network, for several q_max, with everything that is made of a posterior.
+The amplitude branch is `operators`: `Bank` is its network, for several q_max, with everything that is made of a
+posterior.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from models.rdf.shell import (
     POSITION_SMOOTHING_A,
     SEARCH_A,
 )
-from models.rdf.simulate import Q, Q_MIN, Q_STEP
+from models.rdf.simulate import Q_MIN, Q_STEP, Q
 
 BOUNDS = {"a": (5.0, 1e4), "b": (0.0, 200.0), "Kf": (0.98, 1.02), "C": (-0.5, 0.5), "Lambda": (0.45, 0.95)}
 """Of WT-RDF+, in the units above. a, which spans decades, is bounded in its logarithm."""
@@ -300,8 +301,8 @@ FAMILY = 2
 """The first operators are the family's: as the boxes are, and with distances that may be off by some percent."""
 SCORES = ("spike", "rest", "surprise", "direction", "stretch")
 """What novelty looks at: the largest deviation of a point in σ; χ² of what no curve of the class has; how unlikely the
-curve is among its class; its most unlikely direction; and, in the family, by how much a curve with other distances is more
-likely than one with those of the boxes. The class is the one that explains the input best."""
+curve is among its class; its most unlikely direction; and, in the family, by how much a curve with other distances is
+more likely than one with those of the boxes. The class is the one that explains the input best."""
 
 OUTPUTS = (
     "G",

@@ -1,15 +1,16 @@
 """The amplitude branch: linear operators from F(q) to G(r), learned from curves, each with its posterior.
 
-A set of curves gives means and covariances of y = (F/q, c·ρ₀) and of G. In y, counting noise is the same everywhere: σ_S.
-With the principal directions P of y and their variances S²,
+A set of curves gives means and covariances of y = (F/q, c·ρ₀) and of G. In y, counting noise is the same everywhere:
+σ_S. With the principal directions P of y and their variances S²,
 
     E[G | y]   = m_G + Γ (Pᵀ(y − m_y)) / (S² + s²)           Γ = Cov(G, Pᵀy),  s = σ_S
     Var[G | y] = Var[G] − Γ² / (S² + s²)
     log p(y)   = −½ [ Σ z²/(S² + s²) + |rest|²/s² + Σ log(1 + S²/s²) ] + …
 
-which is the linear minimum-mean-square-error estimate and, for Gaussian curves, the posterior: exact at every noise level
-with one set of matrices. One Gaussian cannot be both narrow enough to be accurate and broad enough to be safe, so there are
-several: the family the boxes are of, and the broad prior cut by the distance of its first shell. They are weighed by p(y).
+which is the linear minimum-mean-square-error estimate and, for Gaussian curves, the posterior: exact at every noise
+level with one set of matrices. One Gaussian cannot be both narrow enough to be accurate and broad enough to be safe, so
+there are several: the family the boxes are of, and the broad prior cut by the distance of its first shell. They are
+weighed by p(y).
 
 All of it is of one q_max; `network.Bank` holds several.
 """
@@ -23,7 +24,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from models.rdf.simulate import Q, Curves
+from models.rdf.simulate import Curves, Q
 from models.rdf.structure import R, sines
 
 Floats = NDArray[np.float64]
@@ -33,7 +34,7 @@ R_OUT = np.round(np.arange(0.025, 10.0 + 0.0125, 0.025), 10)
 Q_MAXIMA = (12.0, 16.0, 20.0, 25.0)
 """Å⁻¹: a measurement is cut at the largest of these that it reaches."""
 DENSITY_GAIN = 25.0
-"""Brings ρ₀ beside F/q: with σ_S = 0.01 it counts as known to 0.0004 atoms/Å³, one percent, as a density is measured."""
+"""Brings ρ₀ beside F/q: with σ_S = 0.01 it counts as known to 0.0004 atoms/Å³, one percent, as densities are."""
 BASIS_A = 11.0
 """The basis holds every sine wave of F up to this distance, so that nothing below 10 Å is lost in it."""
 NULL = 1e-3
@@ -66,7 +67,7 @@ def basis() -> Floats:
     waves = sines(Q)[:, R <= BASIS_A] / Q[:, None]
     waves /= np.linalg.norm(waves, axis=0)
     U, S, _ = np.linalg.svd(waves, full_matrices=False)
-    found = np.zeros((Q.size + 1, int((S > NULL * S[0]).sum()) + 1))
+    found = np.zeros((Q.size + 1, int((NULL * S[0] < S).sum()) + 1))
     found[:-1, :-1] = U[:, : found.shape[1] - 1]
     found[-1, -1] = 1
     return found
@@ -77,7 +78,7 @@ def to_range(q_max: float) -> Floats:
     """(M, M_Q): from coordinates in `basis` of a y that is 0 beyond q_max to orthonormal ones."""
     B = basis()[_inside(q_max)]
     L, V = np.linalg.eigh(B.T @ B)
-    kept = L > NULL * L[-1]
+    kept = NULL * L[-1] < L
     found: Floats = V[:, kept] / np.sqrt(L[kept])
     return found
 
@@ -102,7 +103,7 @@ def fit_gaussian(one: Curves, q_max: float) -> Gaussian:
     kept = S > LEAST_SIGNAL
     gamma = ((G - mean_G).T / np.sqrt(n - 1)) @ U[:, kept] * S[kept]
     T2, W = np.linalg.eigh((G - mean_G).T @ (G - mean_G) / (n - 1))
-    strong = T2 > 1e-4 * T2[-1]
+    strong = 1e-4 * T2[-1] < T2
     return Gaussian(mean_y, mean_G, V[kept].T, S[kept] ** 2, gamma, W[:, strong] * np.sqrt(T2[strong]))
 
 
@@ -113,7 +114,7 @@ def on_output(G: Floats) -> Floats:
     a, b, c, d = (G[..., index + k] for k in (-1, 0, 1, 2))
     value = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
     # Below the second point there is nothing before: G is odd and straight there.
-    return np.where(R_OUT < 2 * R[0], G[..., :1] * (R_OUT / R[0]), value)
+    return np.where(2 * R[0] > R_OUT, G[..., :1] * (R_OUT / R[0]), value)
 
 
 @dataclass(frozen=True)

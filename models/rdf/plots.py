@@ -61,7 +61,9 @@ def _band(axes: Axes, said: dict[str, np.ndarray], test: Curves, row: int, q_max
     shown = (R_OUT > 1.5) & (R_OUT < 7)
     r = R_OUT[shown]
     axes.plot(r, transform[shown], color="0.7", lw=1, label="sine transform")
-    axes.fill_between(r, (said["g"][row] - 2 * sigma)[shown], (said["g"][row] + 2 * sigma)[shown], color="C0", alpha=0.3)
+    axes.fill_between(
+        r, (said["g"][row] - 2 * sigma)[shown], (said["g"][row] + 2 * sigma)[shown], color="C0", alpha=0.3
+    )
     axes.plot(r, said["g"][row][shown], color="C0", lw=1.2, label="model ± 2σ")
     axes.plot(r, truth[shown], "k--", lw=0.9, label="truth (box left out)")
 
@@ -93,7 +95,6 @@ def _errors(boxes: Boxes, bank: Bank, x: int, path: Path) -> None:
 
 
 def _normal(k: float) -> float:
-
 
     return math.erf(k / math.sqrt(2))
 

@@ -1,14 +1,15 @@
 """Leave one composition out: how every figure of this model is made, and what training and evaluation share.
 
-A fold leaves out all that was made of one box. Its operators, its WT-RDF+, its baselines, the factor on its σ and the limits of
-its novelty come from the other five: the last two from an inner leave-one-out among those, so that nothing of the sixth is in
-them. The model that is shipped is made in the same way from all six.
+A fold leaves out all that was made of one box. Its operators, its WT-RDF+, its baselines, the factor on its σ and the
+limits of its novelty come from the other five: the last two from an inner leave-one-out among those, so that nothing
+of the sixth is in them. The model that is shipped is made in the same way from all six.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ DISTANCE_SIGMAS, LEAST_SPREAD_A = 2.5, 0.003
 """A first distance is strange when it is further than that from the declared one; and what its σ is at least."""
 SCORED_A = (1.5, 7.0)
 """Å, where Rw and coverage look: to half the edge of a box of 120 atoms."""
-SCORED = (R_OUT > SCORED_A[0]) & (R_OUT < SCORED_A[1])
+SCORED = (SCORED_A[0] < R_OUT) & (SCORED_A[1] > R_OUT)
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Boxes:
     def read(cls) -> Boxes:
         return cls({x: windows(box_of(x)) for x in COMPOSITIONS})
 
-    def family(
-        self, compositions: Sequence[int], n: int, *, seed: int, share: float = 1.0
-    ) -> tuple[Curves, Curves]:
+    def family(self, compositions: Sequence[int], n: int, *, seed: int, share: float = 1.0) -> tuple[Curves, Curves]:
         """n curves of the family, from these compositions alone; and n with distances that are off by some percent."""
         rng = np.random.default_rng([seed, *compositions])
         family = Family([self.windows[x] for x in compositions], rng, share=share)
@@ -73,7 +72,7 @@ class Boxes:
 def classes(seed: int, q_maxima: Sequence[float] = Q_MAXIMA) -> dict[float, list[Gaussian]]:
     """Operators of the broad prior's classes by q_max: they know no box."""
     curves, r1 = broad(BROAD_CURVES, np.random.default_rng(seed))
-    parts = [curves[(r1 >= low) & (r1 < high)] for low, high in zip(EDGES_A, EDGES_A[1:], strict=False)]
+    parts = [curves[(r1 >= low) & (r1 < high)] for low, high in pairwise(EDGES_A)]
     return {q_max: [fit_gaussian(part, q_max) for part in parts] for q_max in q_maxima}
 
 
@@ -157,7 +156,7 @@ def calibrate(
 
 
 def declared_distance(boxes: Boxes, compositions: Sequence[int], x: float, radiation: int) -> tuple[float, float]:
-    """What is known beforehand of the first distance at x, and its σ: a parabola in x through the other compositions."""
+    """What is known beforehand of the first distance at x, and its σ: a parabola through the other compositions."""
     at = np.array(compositions, dtype=np.float64)
     known = np.array([_first_distance(boxes.truths(one), radiation) for one in compositions])
     design = np.vander(at, 3)
@@ -187,5 +186,3 @@ def rw(G: Floats, truth: Floats) -> Floats:
     """(n,) √(Σ(G − truth)² / Σ truth²) over `SCORED_A`."""
     found: Floats = np.sqrt(((G - truth)[:, SCORED] ** 2).sum(axis=1) / (truth[:, SCORED] ** 2).sum(axis=1))
     return found
-
-

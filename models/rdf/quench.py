@@ -2,12 +2,12 @@
 
     python -m models.rdf.quench [--x 0 5 10 15 20 25] [--atoms 120] [--seed 100] [--out FOLDER] [--stop-after STEPS]
 
-Needs `chgnet` and `ase` (extra `boxes`); the potential's weights come inside its package. Half an hour of one core for a
-composition of 120 atoms. The state is written every thousand steps: started again, the same command goes on.
+Needs `chgnet` and `ase` (extra `boxes`); the potential's weights come inside its package. Half an hour of one core
+for a composition of 120 atoms. The state is written every thousand steps: started again, the same command goes on.
 
-What comes out is a box of a simulated glass and nothing more: a liquid of 120 atoms quenched at 40 K/ps with CHGNet 0.3.0,
-which was trained on PBE crystals. Not ab initio; `check.py` tells its distances and coordination numbers beside published
-ones. The same seed gives the same box on the same machine and torch only: molecular dynamics is chaotic.
+What comes out is a box of a simulated glass and nothing more: a liquid of 120 atoms quenched at 40 K/ps with CHGNet
+0.3.0, which was trained on PBE crystals. Not ab initio; `check.py` tells its distances and coordination numbers beside
+published ones. The same seed gives the same box on the same machine and torch only: molecular dynamics is chaotic.
 
 The recipe, in steps of 4 fs (the ions are heavy), Langevin thermostat with 0.02 fs⁻¹, constant volume: random packing,
 40 steps of FIRE, 2000 K for 8 ps, to 1100 K in 8 ps, to 300 K in 20 ps, 8 ps at 300 K, of which the last 6 ps are kept.

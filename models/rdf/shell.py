@@ -1,9 +1,10 @@
 """The first shell of a G(r): where its peak is, how high, where the shell ends and how many neighbours it holds.
 
 One definition for truths, for ours and for every other method. The peak is where G, smoothed with a Gaussian of 0.08 Å,
-is highest between 1.2 and 3.6 Å: the whole peak decides, not the ripple on its top, which where two distances overlap (Ge–Se
-and Ag–Se) moves the bare maximum by 0.1 Å. Its height is that of G itself. The shell reaches from 0.8 Å below it to the first minimum of the RDF behind it, found
-in the RDF smoothed with a Gaussian of 0.15 Å: unsmoothed, ripples of termination and counting choose the minimum.
+is highest between 1.2 and 3.6 Å: the whole peak decides, not the ripple on its top, which where two distances overlap
+(Ge–Se and Ag–Se) moves the bare maximum by 0.1 Å. Its height is that of G itself. The shell reaches from 0.8 Å below
+it to the first minimum of the RDF behind it, found in the RDF smoothed with a Gaussian of 0.15 Å: unsmoothed, ripples
+of termination and counting choose the minimum.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.rdf.structure import R, STEP_A, Box, Partials, partials, read_extxyz, sines
+from models.rdf.structure import STEP_A, Box, Partials, R, partials, read_extxyz, sines
 from streamer.reduce.scattering import Radiation, pair_weights
 
 Floats = NDArray[np.float64]
@@ -31,11 +31,11 @@ SCALE_ERROR, SLOW_ERROR, SLOW_DEGREE = 0.01, 0.005, 3
 """Standard deviations of n and of the coefficients of a Chebyshev polynomial in S."""
 
 STRETCH, WIDE_STRETCH = 0.004, 0.025
-"""Of the family's distances: as compositions differ among themselves, and as the boxes may be off what is measured (their
-Ge–Se is 2 to 3 % longer than published)."""
+"""Of the family's distances: as compositions differ among themselves, and as the boxes may be off what is measured
+(their Ge–Se is 2 to 3 % longer than published)."""
 FAMILY_UNFORESEEN, BROAD_UNFORESEEN, FAMILY_HOLE_A = 0.06, 0.3, 2.0
-"""Å⁻²: standard deviation of what is added to G where the first shell begins. For the family that is how far two halves of
-one run lie apart."""
+"""Å⁻²: standard deviation of what is added to G where the first shell begins. For the family that is how far two
+halves of one run lie apart."""
 
 FOLDER = Path(__file__).parent / "boxes"
 COMPOSITIONS = (0, 5, 10, 15, 20, 25)
@@ -185,11 +185,13 @@ def broad(n: int, rng: np.random.Generator) -> tuple[Curves, Floats]:
     period, decay = rng.uniform(1.4, 3.4, n), rng.uniform(1.5, 5, n)
     swing, phase = rng.uniform(0, 0.35, n), rng.uniform(0, 2 * np.pi, n)
     rise = 1 / (1 + np.exp(-np.clip((R - onset[:, None]) / steep[:, None] * 2, -60, 60)))
-    wave = swing[:, None] * np.exp(-(R - onset[:, None]) / decay[:, None]) * np.cos(
-        2 * np.pi * (R - onset[:, None]) / period[:, None] + phase[:, None]
+    wave = (
+        swing[:, None]
+        * np.exp(-(R - onset[:, None]) / decay[:, None])
+        * np.cos(2 * np.pi * (R - onset[:, None]) / period[:, None] + phase[:, None])
     )
-    g = rdf / (4 * np.pi * density[:, None] * R**2) + rise * (1 + np.where(R > onset[:, None], wave, 0))
-    g = np.where(R < r1[:, None] - 6 * width[:, None], 0.0, g)
+    g = rdf / (4 * np.pi * density[:, None] * R**2) + rise * (1 + np.where(onset[:, None] < R, wave, 0))
+    g = np.where(r1[:, None] - 6 * width[:, None] > R, 0.0, g)
     G = _unforeseen(4 * np.pi * density[:, None] * R * (g - 1), r1 - 3 * width, BROAD_UNFORESEEN, rng)
     return _measured(G, density, rng), r1
 

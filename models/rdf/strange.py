@@ -1,6 +1,7 @@
 """Ten kinds of input that the model was not made for, made from curves that it was.
 
-Each takes F (n, 1226) on `simulate.Q` without noise and its density, and returns both, spoilt. Counting noise comes after.
+Each takes F (n, 1226) on `simulate.Q` without noise and its density, and returns both, spoilt. Counting noise comes
+after.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 A box gives g_ij(r) up to half its edge. Beyond, where a structure factor still needs it, r(g − 1) is carried on as the
 decaying oscillation that fits its last ångströms: what the truth says there is a guess, and no figure looks there.
 
-g_ij are histograms of 0.02 Å. Fifty frames of 120 atoms leave a ripple in them that is no structure: the two halves of one
-run differ by 13–17 % (Rw, 1.5–7 Å) in curves smoothed with 0.03 Å. So the histograms are smoothed with a Gaussian of 0.03 Å
-up to the first shell and of 0.07 Å from the second on, whose own width is 0.2 Å and more; everything said of a "truth" means
-these curves. Positions in Å, q in Å⁻¹, densities in atoms/Å³.
+g_ij are histograms of 0.02 Å. Fifty frames of 120 atoms leave a ripple in them that is no structure: the two halves
+of one run differ by 13–17 % (Rw, 1.5–7 Å) in curves smoothed with 0.03 Å. So the histograms are smoothed with a
+Gaussian of 0.03 Å up to the first shell and of 0.07 Å from the second on, whose own width is 0.2 Å and more;
+everything said of a "truth" means these curves. Positions in Å, q in Å⁻¹, densities in atoms/Å³.
 """
 
 from __future__ import annotations
@@ -175,4 +175,4 @@ def _carried_on(g: Floats, reach: float) -> Floats:
     tail = 1 + A * np.exp(-(R - TAIL_FROM_A) / decay) * np.cos(k * (R - TAIL_FROM_A) + phase) / R
     fade = np.clip((last - R) / BLEND_A, 0, 1)
     fade = fade**2 * (3 - 2 * fade)
-    return np.where(R < last, g, 0) * fade + tail * (1 - fade)
+    return np.where(last > R, g, 0) * fade + tail * (1 - fade)

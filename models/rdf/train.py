@@ -2,8 +2,8 @@
 
     python -m models.rdf.train [--out FOLDER] [--seed N] [--skip-folds]
 
-Ten minutes of one core. `model.onnx` and its card come from all six boxes; `folds.npz` holds, for each composition left out,
-what is too slow to make again in an evaluation: WT-RDF+ and LSTM, and the calibration.
+Ten minutes of one core. `model.onnx` and its card come from all six boxes; `folds.npz` holds, for each composition
+left out, what is too slow to make again in an evaluation: WT-RDF+ and LSTM, and the calibration.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def read_fold(path: Path, x: int) -> tuple[Lstm, dict[float, WtRdf], Calibration
     with np.load(path) as saved:
         kept = {name.removeprefix(prefix): saved[name] for name in saved.files if name.startswith(prefix)}
     lstm = Lstm()
-    lstm.load_state_dict({k.removeprefix("lstm."): torch.from_numpy(v) for k, v in kept.items() if k.startswith("lstm.")})
+    lstm.load_state_dict(
+        {k.removeprefix("lstm."): torch.from_numpy(v) for k, v in kept.items() if k.startswith("lstm.")}
+    )
     wt = {}
     for q_max in Q_MAXIMA:
         wt[q_max] = WtRdf(q_max).eval()

@@ -6,14 +6,17 @@ What is published of a frame:
     peak_position, peak_height, peak_width, peak_coordination      of every peak of G, by position, ± σ
     first_position, first_coordination  of the first shell, ± σ; first_height, first_limit; wavelet_position of WT-RDF+
     peaks           how many peaks G has: a new one is what crystallisation looks like
-    order           root mean square of G between 12 and 18 Å in units of what its noise makes: 1 for a glass, more where
+    order           root mean square of G between 12 and 18 Å in units of what its noise makes: 1 for a glass, more
+    where
                     order reaches far
     family          probability that it is one of the glasses the model knows best (its card says which)
-    novelty         above 1 the curve is unlike anything learned from; `distance_shift` is how far, in σ, the first distance
+    novelty         above 1 the curve is unlike anything learned from; `distance_shift` is how far, in σ, the first
+    distance
                     lies from the one declared
     chi2            of the back-transform: 1 where the model explains what was measured
     noise           σ of one point of S; noise_found, the same from wavelets of S itself
-    q_max           to where F was used, Å⁻¹;  scale, of the normalisation;  artefacts, spikes and dips that were bridged
+    q_max           to where F was used, Å⁻¹;  scale, of the normalisation;  artefacts, spikes and dips that were
+    bridged
     frames, exposure     how many frames the answer is the average of, and their time in seconds (NaN where unknown)
 
 Averaging. A single frame is often too noisy: with `window` the counts of up to so many frames are added up, those that
@@ -191,7 +194,9 @@ class Rdf(Analysis):
         if first_distance is not None and not (first_distance[0] > 0 and first_distance[1] > 0):
             raise BadInput(f"rdf: first_distance is {list(first_distance)}, expected a distance and its σ in Å")
         if normalisation == "polynomial":
-            raise BadInput("rdf: normalisation 'polynomial' has no absolute scale, and N would have none: choose another")
+            raise BadInput(
+                "rdf: normalisation 'polynomial' has no absolute scale, and N would have none: choose another"
+            )
         of = Composition.parse(composition)
         self.sample = Sample(of, density or of.number_density(g_per_cm3 or 0.0), radiation, hole_A)
         self.model = load_model(model, device=device, max_batch=max_batch)
@@ -316,9 +321,9 @@ class Rdf(Analysis):
         F[q > reach] = 0.0
         return {
             "F": F.astype(np.float32),
-            "noise": np.float32(noise).reshape(()),
-            "density": np.float32(self.sample.density).reshape(()),
-            "q_max": np.float32(reach).reshape(()),
+            "noise": np.array(noise, dtype=np.float32),
+            "density": np.array(self.sample.density, dtype=np.float32),
+            "q_max": np.array(reach, dtype=np.float32),
         }, noise
 
     def _measured(
@@ -340,7 +345,7 @@ class Rdf(Analysis):
             "scale": Quantity(factor.scale),
             "artefacts": Quantity(float(len(factor.artefacts))),
             "noise": Quantity(noise),
-            "noise_found": Quantity(noise_of(factor.S) * setup.regrid.share),
+            "noise_found": Quantity(noise * _noise_ratio(factor)),
             "order": Quantity(float(np.sqrt(np.mean(far**2) / np.mean(expected**2)))),
             "frames": Quantity(float(frames)),
             "exposure": Quantity(average.exposure, unit="s"),
@@ -473,6 +478,15 @@ class Rdf(Analysis):
 
 STRANGE_SIGMAS = 2.5
 """How far a first distance may lie from the one that is declared."""
+
+
+def _noise_ratio(factor: StructureFactor) -> float:
+    """Noise that wavelets find in S, in units of the one that was propagated."""
+    if factor.sigma_S is None:
+        return math.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pull = (factor.S - 1) / factor.sigma_S
+    return noise_of(pull[np.isfinite(pull)])
 
 
 def _exposure(frame: Frame) -> float:

@@ -24,7 +24,7 @@ BLOCK = 48
 SPIKE_SIGMAS, DIP_SIGMAS = 12.0, 4.5
 """Robust standard deviations of the noise around. A spike must also fall to under `SPIKE_WIDTH` at both neighbours."""
 SPIKE_WIDTH = 0.25
-"""A Gaussian of 1.4 points full width at half maximum falls to 0.25 in one point; a detector resolves no better than 2."""
+"""A Gaussian of 1.4 points full width at half maximum falls to 0.25 in one point; no detector resolves less than 2."""
 DEEP, DARK = 0.35, 0.1
 """A dip is at most DEEP of the local level and beyond the noise. Below DARK it is one in any noise: Compton and thermal
 diffuse scattering fill the space between Bragg peaks."""
@@ -75,7 +75,9 @@ def bridged(I: Floats, artefacts: list[Artefact], *, margin: int = 1) -> Floats:
 def _is_spike(I: Floats) -> NDArray[np.bool_]:
     """Points that stand alone. The noise is that of second differences, which a smooth curve does not have."""
     higher = np.maximum(I[:-2], I[2:])
-    base = np.median(np.stack([I[np.clip(np.arange(1, I.size - 1) + k, 0, I.size - 1)] for k in (-4, -3, 3, 4)]), axis=0)
+    base = np.median(
+        np.stack([I[np.clip(np.arange(1, I.size - 1) + k, 0, I.size - 1)] for k in (-4, -3, 3, 4)]), axis=0
+    )
     base = np.minimum(base, higher)
     noise = _around(np.abs(I[:-2] - 2 * I[1:-1] + I[2:])) * 1.4826 / np.sqrt(6)
     excess = I[1:-1] - base
@@ -96,7 +98,7 @@ def _is_dip(log_I: Floats, level: Floats, spread: Floats) -> NDArray[np.bool_]:
 
 
 def _level(log_I: Floats) -> tuple[Floats, Floats]:
-    """(n,) median around every point, and the robust deviation of the lower half: its median is the quantile 0.75 here."""
+    """(n,) median around every point, and the robust deviation of what lies below: its median is the quantile 0.75."""
     level = _around(log_I)
     below = np.minimum(log_I - level, 0)
     return level, 1.4826 * _around(np.abs(below), quantile=0.75)

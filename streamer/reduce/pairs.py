@@ -1,20 +1,22 @@
 """From a pattern to pair distributions: I(q) → S(q) → F(q) → G(r), g(r), RDF(r), each with its uncertainty.
 
-    S(q)  = (n·I − C − (⟨f²⟩ − ⟨f⟩²)) / ⟨f⟩²                 Faber–Ziman; I without background, C Compton, n the normalisation
+    S(q)  = (n·I − C − (⟨f²⟩ − ⟨f⟩²)) / ⟨f⟩²         Faber–Ziman; I without background, C Compton, n the normalisation
     F(q)  = q (S − 1)                                        Å⁻¹
     G(r)  = (2/π) ∫ F(q) sin(qr) dq                          Å⁻²
     g(r)  = 1 + G/(4π ρ₀ r)      RDF(r) = rG + 4π ρ₀ r²      ρ₀ in atoms/Å³
 
 Keen, J. Appl. Cryst. 34 (2001) 172 sets these names apart from the dozen others in use. For neutrons C = 0, f is the
 scattering length and recoil is not corrected for. I comes from `reduce.azimuthal`, corrected there for solid angle and
-polarisation; absorption and multiple scattering are taken up by the normalisation only as far as they do not depend on q.
+polarisation; absorption and multiple scattering are taken up by the normalisation only as far as they do not depend
+on q.
 
 Normalisations, all linear in the pattern:
 
     high-q       n·I ≈ ⟨f²⟩ + C beyond a cutoff, by least squares of F
     krogh-moe    the integral of q²(S − 1) is −2π²ρ₀ (Krogh-Moe 1956, Norman 1957), damped with exp(−q²/1000)
     hole         G = −4π ρ₀ r where no two atoms can be, by least squares
-    polynomial   none of the above: what varies slowly in F is taken away as q·P(q) with P of degree r_poly·q_max/π, as in
+    polynomial   none of the above: what varies slowly in F is taken away as q·P(q) with P of degree r_poly·q_max/π,
+    as in
                  PDFgetX3 (Juhás et al., J. Appl. Cryst. 46 (2013) 560); needs no Compton and gives no absolute scale
 
 Everything that depends on sample and geometry alone is computed once, in `PairChain`; of a frame remain three vector
@@ -51,7 +53,7 @@ Floats = NDArray[np.float64]
 Normalisation = Literal["high-q", "krogh-moe", "hole", "polynomial"]
 
 DAMPING = 1e-3
-"""Å², of the Krogh-Moe integral: enough to forgive the noise at q = 25 Å⁻¹, too little to touch the first peak's width."""
+"""Å², of the Krogh-Moe integral: enough to forgive the noise at 25 Å⁻¹, too little to touch the first peak's width."""
 HOLE_FROM = 0.25
 """Part of the hole's radius below which the least squares do not look: slow errors of the intensity end there."""
 
@@ -86,7 +88,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class StructureFactor:
-    """(n,) each on q in Å⁻¹. scale: n of the normalisation, NaN for "polynomial". sigma arrays None where I had none."""
+    """(n,) each on q in Å⁻¹. scale: n of the normalisation, NaN for "polynomial". sigma: None where I had none."""
 
     q: Floats
     S: Floats

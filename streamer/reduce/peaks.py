@@ -1,7 +1,8 @@
 """The peaks of a pair distribution: where, how high, how wide, and how many neighbours they hold.
 
-A peak is a maximum of G that stands out of its surroundings by several of its own σ. Its neighbours are counted between the
-minima of the RDF on either side, so that N of overlapping shells is divided where they are lowest.
+A peak is a maximum of G that stands out of its surroundings by several of its own σ. Its neighbours are counted
+between the minima of the RDF on either side, so that N of overlapping shells is divided where they are lowest. Its σ
+is an upper estimate.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def find_peaks(r: Floats, G: Floats, sigma: Floats, rdf: Floats, q_max: float) -
 
 def _prominence(G: Floats, top: int) -> float:
     """How far one must go down from a maximum before a higher one is reached."""
-    higher = np.flatnonzero(G > G[top])
+    higher = np.flatnonzero(G[top] < G)
     left = int(higher[higher < top].max(initial=-1)) + 1
     right = int(higher[higher > top].min(initial=G.size))
     return float(G[top] - max(G[left : top + 1].min(), G[top:right].min()))
@@ -78,7 +79,8 @@ def _measured(
     last = _lowest(rdf, top, int(tops[k + 1]) if k + 1 < tops.size else min(G.size - 1, top + round(1.2 / step)))
     inside = slice(first, last + 1)
     N = float(np.trapezoid(rdf[inside], r[inside]))
-    # Points within π/q_max of each other err together; over that distance σ adds up, beyond it its square does.
+    # Points within π/q_max of each other are taken to err together: over that distance σ adds up, beyond it its square.
+    # Noise of a bare transform changes sign within that and N is known several times better; a posterior's does not.
     sigma_N = float(np.sqrt(((r[inside] * sigma[inside]) ** 2).sum() * step * together))
     curvature = bend / step**2
     sigma_position = float(sigma[top] / together / curvature) if curvature > 0 else float("nan")

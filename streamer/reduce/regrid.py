@@ -1,7 +1,8 @@
 """A curve on another uniform grid, with its uncertainty: what brings a detector's bins to a network's.
 
-Where the measured bins are finer than the grid, the points of a cell are averaged, each with the part of it that lies in the
-cell; where they are coarser, the curve is interpolated linearly. Both are one sparse row per point, computed once.
+Where the measured bins are finer than the grid, the points of a cell are averaged, each with the part of it that lies
+in the cell; where they are coarser, the curve is interpolated linearly. Both are one sparse row per point, computed
+once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ class Regrid:
     is_inside: (m,) which points of the grid were measured.
     thinning: noise of one point of the grid that carries the same information as the measured bins: where bins are
         coarser than the grid, neighbouring points share them, and each counts for less than its σ says.
-    share: σ of a point of the grid for σ = 1 of every bin, as a median.
     """
 
     def __init__(self, measured: Floats, grid: Floats) -> None:
@@ -34,8 +34,6 @@ class Regrid:
         rows = _averaging(measured, grid, step) if bin_width < step else _interpolating(measured, grid)
         self._columns, self._weights = rows
         self._weights[~self.is_inside] = 0.0
-        inner = self.is_inside if self.is_inside.any() else slice(None)
-        self.share = float(np.median(self.sigma(np.ones(measured.size))[inner]))
 
     def __call__(self, values: Floats) -> Floats:
         """(m,) of (n,) values."""
@@ -56,7 +54,9 @@ def _averaging(measured: Floats, grid: Floats, step: float) -> tuple[NDArray[np.
     last = np.clip(np.searchsorted(edges, grid + step / 2, side="left") - 1, 0, measured.size - 1)
     width = int((last - first).max()) + 1
     columns = np.minimum(first[:, None] + np.arange(width), measured.size - 1)
-    overlap = np.minimum(edges[columns + 1], grid[:, None] + step / 2) - np.maximum(edges[columns], grid[:, None] - step / 2)
+    overlap = np.minimum(edges[columns + 1], grid[:, None] + step / 2) - np.maximum(
+        edges[columns], grid[:, None] - step / 2
+    )
     overlap = np.where(first[:, None] + np.arange(width) <= last[:, None], np.maximum(overlap, 0), 0)
     total = overlap.sum(axis=1, keepdims=True)
     return columns, overlap / np.where(total > 0, total, 1)

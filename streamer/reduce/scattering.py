@@ -1,13 +1,13 @@
 """What a sample scatters by itself: composition, form factors, Compton, neutron lengths, and the weight of every pair.
 
-Tables. X-ray form factors f(q) are those of Brown, Fox, Maslen, O'Keefe and Willis (International Tables C, 6.1), Compton
-intensities those of Hubbell et al. (1975), both from `glassure`; coherent neutron scattering lengths and atomic masses
-come from `periodictable` (extra `rdf`). Of the tables at hand, `xraydb` brings no Compton and a database engine, and
-`periodictable`'s form factors end at sin θ/λ = 2 Å⁻¹ (q = 25 Å⁻¹). Anomalous dispersion is left out: do not measure
-within some hundred eV of an absorption edge of the sample.
+Tables. X-ray form factors f(q) are those of Brown, Fox, Maslen, O'Keefe and Willis (International Tables C, 6.1),
+Compton intensities those of Hubbell et al. (1975), both from `glassure`; coherent neutron scattering lengths and
+atomic masses come from `periodictable` (extra `rdf`). Of the tables at hand, `xraydb` brings no Compton and a
+database engine, and `periodictable`'s form factors end at sin θ/λ = 2 Å⁻¹ (q = 25 Å⁻¹). Anomalous dispersion is left
+out: do not measure within some hundred eV of an absorption edge of the sample.
 
-⟨f⟩ = Σ cᵢ fᵢ(q), ⟨f²⟩ = Σ cᵢ fᵢ²(q), with atomic fractions cᵢ. The pair i–j weighs w_ij = (2 − δ_ij) cᵢ cⱼ fᵢ fⱼ / ⟨f⟩² in the
-Faber–Ziman structure factor. q in Å⁻¹ throughout.
+⟨f⟩ = Σ cᵢ fᵢ(q), ⟨f²⟩ = Σ cᵢ fᵢ²(q), with atomic fractions cᵢ. The pair i–j weighs
+w_ij = (2 − δ_ij) cᵢ cⱼ fᵢ fⱼ / ⟨f⟩² in the Faber–Ziman structure factor. q in Å⁻¹ throughout.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class Composition:
 
     @classmethod
     def parse(cls, formula: str | Mapping[str, float]) -> Composition:
-        """"Ge25Se75", "Mg2SiO4", "Ag5Ge23.75Se71.25", or symbol → amount; any scale. Raises BadInput."""
+        """ "Ge25Se75", "Mg2SiO4", "Ag5Ge23.75Se71.25", or symbol → amount; any scale. Raises BadInput."""
         amounts: dict[str, float] = {}
         if isinstance(formula, str):
             rest = _FORMULA.sub("", formula).strip()
             if rest or not formula:
-                raise BadInput(f"composition: found {formula!r}, expected element symbols and amounts such as 'Ge25Se75'")
+                raise BadInput(
+                    f"composition: found {formula!r}, expected element symbols and amounts such as 'Ge25Se75'"
+                )
             for symbol, amount in _FORMULA.findall(formula):
                 amounts[symbol] = amounts.get(symbol, 0.0) + float(amount or 1)
         else:
@@ -116,7 +118,9 @@ def scattering_of(composition: Composition, q: Floats, radiation: Radiation) -> 
             if symbol not in xray.elements:
                 raise BadInput(f"scattering: no X-ray form factor of {symbol} in {TABLE} (glassure)")
         f = np.array([xray.get_coherent_scattering_factor(symbol, q) for symbol in composition.symbols])
-        compton = (c * np.array([xray.get_incoherent_intensity(symbol, q) for symbol in composition.symbols])).sum(axis=0)
+        compton = (c * np.array([xray.get_incoherent_intensity(symbol, q) for symbol in composition.symbols])).sum(
+            axis=0
+        )
     return Scattering(q, f, (c * f).sum(axis=0) ** 2, (c * f**2).sum(axis=0), compton)
 
 

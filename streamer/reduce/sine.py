@@ -2,8 +2,9 @@
 
     G(r) = (2/π) Σ F(qⱼ) sin(qⱼ r) Δqⱼ           σ_G²(r) = (2/π)² Σ (σ_F(qⱼ) sin(qⱼ r) Δqⱼ)²
 
-On two uniform grids both are chirp transforms (Bluestein 1970): three FFTs of a few thousand points in place of a matrix
-of millions. The sum is the same to rounding, no matter how the steps of q and r relate; on other grids the matrix is used.
+On two uniform grids both are chirp transforms (Bluestein 1970): three FFTs of a few thousand points in place of a
+matrix of millions. The sum is the same to rounding, no matter how the steps of q and r relate; on other grids the
+matrix is used.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ SMALL = 200_000
 class SineTransform:
     """From q (n,) Å⁻¹ to r (m,) Å, both ascending.
 
-    window: (n,) factor on F, e.g. Lorch's sinc(q/q_max); None for none. The weights Δq are those of the trapezoidal rule.
-    Raises BadInput if a grid does not ascend.
+    window: (n,) factor on F, e.g. Lorch's sinc(q/q_max); None for none. The weights Δq are those of the trapezoidal
+    rule. Raises BadInput if a grid does not ascend.
     """
 
     def __init__(self, q: Floats, r: Floats, *, window: Floats | None = None) -> None:
@@ -94,10 +95,5 @@ def _is_uniform(grid: Floats) -> bool:
 
 def _fast_size(least: int) -> int:
     """The smallest 2^a 3^b 5^c that is at least this: the lengths that FFTs are fast at."""
-    return min(
-        2**a * 3**b * 5**c
-        for b in range(4)
-        for c in range(4)
-        for a in range(least.bit_length() + 1)
-        if 2**a * 3**b * 5**c >= least
-    )
+    sizes: list[int] = [2**a * 3**b * 5**c for b in range(4) for c in range(4) for a in range(least.bit_length() + 1)]
+    return min(size for size in sizes if size >= least)

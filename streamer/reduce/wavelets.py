@@ -1,8 +1,8 @@
 """What wavelets say of F(q): its noise without a model, and at which r and q it oscillates.
 
-A structure of distance r is a sine wave of F with period 2π/r, everywhere in q. Its continuous wavelet transform is therefore a
-horizontal stripe at r; a Bragg peak, a spike or the edge of a detector module is a vertical one, at its own q. The map is for
-the eye: nothing here changes F.
+A structure of distance r is a sine wave of F with period 2π/r, everywhere in q. Its continuous wavelet transform is
+therefore a horizontal stripe at r; a Bragg peak, a spike or the edge of a detector module is a vertical one, at its
+own q. The map is for the eye: nothing here changes F.
 """
 
 from __future__ import annotations

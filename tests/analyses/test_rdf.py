@@ -25,12 +25,13 @@ GEOMETRY = Geometry(
 
 
 def image(position: float = 2.42, mean: float = 2000.0, *, crystal: float = 0.0) -> np.ndarray:
-    """What the detector sees of a GeSe3-like glass: shells at `position` and 1.6 times that; crystal: its part of fcc."""
+    """What the detector sees of a GeSe3-like glass: shells at `position` and 1.6 times that; crystal: Bragg peaks."""
     r = np.arange(0.01, 30, 0.01)
     rdf = 2.5 / (0.085 * np.sqrt(2 * np.pi)) * np.exp(-(((r - position) / 0.085) ** 2) / 2)
     second = 1.6 * position
-    rdf += 7.0 / (0.25 * np.sqrt(2 * np.pi)) * np.exp(-(((r - second) / 0.25) ** 2) / 2)
     onset = 1 / (1 + np.exp(-(r - second - 0.7) / 0.2))
+    others = 4 * np.pi * DENSITY * np.trapezoid(r**2 * (1 - onset), r) - 2.5 - 0.97  # so that S(0) is 0.03
+    rdf += others / (0.25 * np.sqrt(2 * np.pi)) * np.exp(-(((r - second) / 0.25) ** 2) / 2)
     G = rdf / r + 4 * np.pi * DENSITY * r * (onset - 1)
     q_of_pixels = GEOMETRY.q("1/A")
     q = np.linspace(0.01, q_of_pixels.max() + 0.01, 4000)
@@ -39,7 +40,7 @@ def image(position: float = 2.42, mean: float = 2000.0, *, crystal: float = 0.0)
         peak = 3.0 * np.sqrt(k)
         F += crystal * 40 / peak * np.exp(-(((q - peak) / 0.06) ** 2) / 2) * np.exp(-((0.06 * q) ** 2))
     of = scattering_of(Composition.parse("Ge25Se75"), q, "xray")
-    I = of.mean_squared * F / q + of.squared_mean + of.compton
+    I = np.maximum(of.mean_squared * F / q + of.squared_mean, 0.05 * of.squared_mean) + of.compton
     expected = np.interp(q_of_pixels, q, I) * GEOMETRY.solid_angle() * GEOMETRY.polarization(0.99)
     scaled: np.ndarray = expected * mean / expected.mean()
     return scaled

@@ -1,9 +1,8 @@
-"""The pair-distribution model: its identity, its posterior, torch against ONNX Runtime, and the card against the boxes."""
+"""The pair-distribution model: its identity, its posterior, the exported network, and the card against the boxes."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from models.rdf.lattice import Fcc, fit_fcc  # noqa: E402
 from models.rdf.network import BOUNDS, OUTPUTS, WtRdf, selective_loss  # noqa: E402
 from models.rdf.operators import Q_MAXIMA, R_OUT, basis, estimate, fit_gaussian, on_output, to_range  # noqa: E402
 from models.rdf.shell import first_shells  # noqa: E402
-from models.rdf.simulate import COMPOSITIONS, Q, Family, box_of, broad, truths, with_errors  # noqa: E402
+from models.rdf.simulate import COMPOSITIONS, Family, Q, box_of, broad, truths, with_errors  # noqa: E402
 from models.rdf.structure import R, partials  # noqa: E402
 from models.rdf.train import FOLDER  # noqa: E402
 
@@ -255,8 +254,6 @@ def test_no_baseline_comes_near(figures: dict[str, Any]) -> None:
 
 
 def test_the_keys_that_are_promised_are_there(figures: dict[str, Any]) -> None:
-    promised = "identity_max_diff peak1_mA_median peak1_mA_worst n1_pct_median n1_pct_worst height_pct_q16 height_pct_q25 rw_q12"
-    promised += " rw_q16 rw_q25 folds_won coverage_68 coverage_95 ood_flagged p99_ms n_test seed"
+    promised = """identity_max_diff peak1_mA_median peak1_mA_worst n1_pct_median n1_pct_worst height_pct_q16
+        height_pct_q25 rw_q12 rw_q16 rw_q25 folds_won coverage_68 coverage_95 ood_flagged p99_ms n_test seed"""
     assert set(promised.split()) <= set(figures)
-
-

@@ -76,7 +76,7 @@ def test_an_axis_without_a_unit_of_q_is_refused(unit: str) -> None:
 
 def test_sigma_is_the_spread_of_many_measurements() -> None:
     rng = np.random.default_rng(5)
-    chain, clean = PairChain(Q, "1/A", GLASS, R, normalisation="krogh-moe"), intensity(50.0)
+    chain, clean = PairChain(Q, "1/A", GLASS, R, normalisation="krogh-moe"), np.maximum(intensity(50.0), 1.0)
     drawn = [chain(rng.poisson(clean).astype(float)).G for _ in range(300)]
     said = chain(clean, np.sqrt(clean)).sigma_G
     assert said is not None
@@ -161,6 +161,9 @@ def test_the_same_normalisation_as_glassure_gives_the_same_g(real_data: Path) ->
 def test_the_defects_of_the_nickel_pattern_are_named(real_data: Path) -> None:
     pattern = read_pattern(real_data / "rdf" / "pdfstream_Ni.chi")
     chain = PairChain(pattern.q, pattern.unit, Sample(Composition.parse("Ni"), 0.0914), R, q_max=24, bridge=True)
-    found = {(one.kind, round(one.q_first, 2), round(one.q_last, 2)) for one in chain.structure_factor(pattern.intensity).artefacts}
+    found = {
+        (one.kind, round(one.q_first, 2), round(one.q_last, 2))
+        for one in chain.structure_factor(pattern.intensity).artefacts
+    }
     assert {("spike", 15.87, 15.87), ("dip", 13.17, 13.24)} <= found
     assert len(found) <= 3
