@@ -456,14 +456,14 @@ class Rdf(Analysis):
         return setup
 
     def _chain(self, q: Floats) -> PairChain:
-        """The chain on the integrator's bins. Outermost bins, of a few corner pixels each, are left out."""
+        """The chain on the integrator's bins, to just beyond the model's grid."""
         empty: dict[str, Any] = {}
         for name, (path, scale) in self._empties.items():
             if path is not None:
                 pattern = read_pattern(path)
                 own = pattern.q * (0.1 if pattern.unit == "1/nm" else 1.0)
                 empty[name], empty[f"{name}_scale"] = np.interp(q, own, pattern.intensity), scale
-        reach = min(float(q[-1]), self.q_max or float(q[-1]), float(self._q[-1]) + 0.01)
+        reach = min(float(q[-1]), self.q_max or float(q[-1]), float(self._q[-1]) + 2 * float(q[1] - q[0]))
         return PairChain(
             q,
             "1/A",

@@ -158,7 +158,7 @@ def test_a_distance_that_is_not_the_declared_one_is_strange(poni: Path) -> None:
 
 def test_noise_that_wavelets_find_is_the_noise_that_was_propagated(analysis: Rdf) -> None:
     [result] = analysed(analysis, frame(0, image(mean=300)))
-    assert result["noise_found"].value == pytest.approx(float(result["noise"].value), rel=0.5)
+    assert 0.5 < float(result["noise_found"].value) / float(result["noise"].value) < 2
 
 
 def test_an_empty_frame_is_refused_by_name(analysis: Rdf) -> None:
