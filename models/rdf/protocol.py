@@ -53,6 +53,7 @@ class Boxes:
     """The windows of every composition, cut once."""
 
     windows: Mapping[int, Sequence[Partials]]
+    _truths: dict[int, Curves] = field(default_factory=dict)
 
     @classmethod
     def read(cls) -> Boxes:
@@ -66,7 +67,9 @@ class Boxes:
 
     def truths(self, x: int) -> Curves:
         """What is tested on of one composition."""
-        return truths(self.windows[x])
+        if x not in self._truths:
+            self._truths[x] = truths(self.windows[x])
+        return self._truths[x]
 
 
 def classes(seed: int, q_maxima: Sequence[float] = Q_MAXIMA) -> dict[float, list[Gaussian]]:
