@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
@@ -548,6 +550,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=real_data(), help="folder of real data")
     parser.add_argument("--model", type=Path, default=FOLDER, help="folder of card.toml, model.onnx and folds.npz")
     arguments = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the figures
     figures = evaluate(arguments.model, quick=arguments.quick, real=arguments.real)
     if arguments.write:
         card = training.read_card(arguments.model / "card.toml")
