@@ -188,9 +188,8 @@ class PairChain:
         if self.normalisation == "polynomial":
             F = F - self._slow @ (self._kept * (self._slow.T @ F))
         sigma_F = None if sigma is None else np.abs(scale * self._gain) * _filled(np.asarray(sigma[self._used], float))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            S = np.where(self.q > 0, 1 + F / self.q, np.nan)
-            sigma_S = None if sigma_F is None else np.where(self.q > 0, sigma_F / self.q, np.nan)
+        S = 1 + F * self._per_q
+        sigma_S = None if sigma_F is None else sigma_F * self._per_q
         absolute = float("nan") if self.normalisation == "polynomial" else float(scale)
         return StructureFactor(self.q, S, F, sigma_S, sigma_F, absolute, artefacts)
 
@@ -216,6 +215,7 @@ class PairChain:
             expected = of_atoms.squared_mean
         self._gain = q / of_atoms.mean_squared
         self._offset = -self._gain * expected
+        self._per_q = 1 / np.where(q > 0, q, np.nan)
         self._per_density = 1 / (4 * np.pi * sample.density * np.where(self.r > 0, self.r, np.inf))
         self._parabola = 4 * np.pi * sample.density * self.r**2
         if self.normalisation == "krogh-moe":
