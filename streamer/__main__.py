@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import structlog
 import typer
 from rich.table import Table
+from typer.core import TyperArgument, TyperCommand
 
 from streamer.display import (
     Blind,
     JsonLines,
+    Shown,
     complain,
     err,
-    line,
     log_to_stderr,
     out,
     plain_result,
@@ -50,8 +51,27 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output and nothing else.")]
-Source = Annotated[str, typer.Argument(help="dectris2+tcp://host:port, a file or folder, a recording, or sim:saxs?…")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="FORMAT+tcp://HOST:PORT (formats: {formats}; options after '?': socket=sub), pva://CHANNEL,"
+        " a file or folder, a recording (.wire), or sim:saxs?…"
+    ),
+]
 Device = Literal["auto", "cuda", "cpu"]
+
+
+class NamesFormats(TyperCommand):
+    """A command whose help names every format there is. They are only looked for when somebody asks for help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from streamer import config
+
+        formats = ", ".join(config.names("wire"))
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument) and parameter.help:
+                parameter.help = parameter.help.replace("{formats}", formats)
+        super().format_help(ctx, formatter)
 
 
 def main() -> None:
@@ -144,7 +164,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=NamesFormats)
 def analyse(
     source: Source,
     analysis: Annotated[str, typer.Option("--with", help="The question asked of every frame.")] = "saxs",
@@ -157,37 +177,46 @@ def analyse(
     as_json: AsJson = False,
 ) -> None:
     """Ask one question of every frame of a source and print the answers."""
-    from streamer import stream
+    from streamer import service, stream
 
     log_to_stderr(as_json=as_json, quiet=True)
     options: dict[str, Any] = {"poni": poni, "mask": mask, "device": device, **_settings(option or [])}
-    with stream.open(source) as frames:
+    shown = Shown(all_of_them=limit is not None)
+    with stream.open(source) as frames, service.stopped_by_signals(frames.stop):
         answers = frames.analyse(
             analysis, alarms=_rules(alarm or []), **{key: value for key, value in options.items() if value is not None}
         )
         count = 0
-        with progress(frames.source.announced_frames, "analysed", hidden=as_json) as advance:
-            for result in answers:
-                count += 1
-                if as_json:
-                    print_json(plain_result(result))
-                elif count <= 10 or limit is not None:
-                    out.print(line(result))
-                advance()
-                if count == limit:
-                    break
-        answers.close()  # type: ignore[attr-defined]
-        if not as_json:
-            print_accounts(frames.accounts)
-            print_alarms([results.plain_alarm(one) for one in frames.alarms])
+        try:
+            with progress(frames.source.announced_frames, "analysed", hidden=as_json) as advance:
+                for result in answers:
+                    count += 1
+                    if as_json:
+                        print_json(plain_result(result))
+                    else:
+                        shown.print(result)
+                    advance()
+                    if count == limit:
+                        break
+        finally:
+            answers.close()  # type: ignore[attr-defined]
+            if not as_json:
+                print_accounts(frames.accounts)
+                print_alarms([results.plain_alarm(one) for one in frames.alarms])
         if not count and any(account.malformed for account in frames.accounts):
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=NamesFormats)
 def simulate(
     source: Source,
-    to: Annotated[str, typer.Option(help="FORMAT+tcp://HOST:PORT to send to, e.g. dectris2+tcp://127.0.0.1:31001.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="FORMAT+tcp://HOST:PORT to send to, e.g. dectris2+tcp://127.0.0.1:31001; any format that"
+            " can be read, but results."
+        ),
+    ],
     rate: Annotated[
         float | None, typer.Option(min=0.001, help="Frames per second; the source's own by default.")
     ] = None,
@@ -224,7 +253,7 @@ def simulate(
         out.print(f"sent {sent.frames} frames in {sent.messages} messages, {sent.seconds:.1f} s")
 
 
-@app.command()
+@app.command(cls=NamesFormats)
 def record(
     source: Source,
     file: Annotated[Path, typer.Argument(help="The recording to write (.wire); never overwritten.")],
@@ -258,8 +287,8 @@ def record(
 To = Annotated[
     list[str],
     typer.Option(
-        help="tcp://HOST:PORT, once per reader; options: ?socket=push|pub&when_full=skip|wait&queue=100&queue_MB=256"
-        "&connect=false&repeat_start=true"
+        help="tcp://HOST:PORT or ipc://PATH, once per reader; messages go there as they came, in the same format."
+        " Options: ?socket=push|pub&when_full=skip|wait&queue=100&queue_MB=256&connect=false&repeat_start=true"
     ),
 ]
 
@@ -295,7 +324,7 @@ def replay(
     _print_relayed(ended, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=NamesFormats)
 def relay(
     source: Source,
     to: To,

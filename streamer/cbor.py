@@ -22,11 +22,10 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from streamer.records import BadFrame
+from streamer.records import BadFrame, Buffer
 
 __all__ = ["MAX_DEPTH", "MAX_ITEMS", "Tags", "entries"]
 
-Buffer = bytes | bytearray | memoryview
 Tags = Mapping[int, Callable[[Any], Any]]
 
 MAX_DEPTH = 16

@@ -38,11 +38,10 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from streamer.records import BadFrame, BadInput
+from streamer.records import BadFrame, BadInput, Buffer
 
 __all__ = ["DEFAULT_BLOCK", "Scratch", "compress", "decompress", "warm"]
 
-Buffer = bytes | bytearray | memoryview
 Bytes = NDArray[np.uint8]
 Planes = tuple[int, ...]
 """The bytes of an element, (0, 1) for uint16; () without bitshuffle. A tuple, because its length is part of its type:

@@ -43,11 +43,11 @@ import msgspec
 from streamer.analyses import Analysis
 from streamer.decide import Rule
 from streamer.outputs import Output
-from streamer.records import BadConfig, BadInput, BadModel, did_you_mean
+from streamer.records import BadConfig, BadInput, BadModel, Buffer, did_you_mean
 from streamer.sources import Source
-from streamer.sources.live import with_port
+from streamer.sources.live import has_port, with_port
 from streamer.sources.wired import Claim, Wired
-from streamer.wire import Buffer, Format
+from streamer.wire import Format
 
 Wing = Literal["wire", "sources", "analyses", "outputs"]
 
@@ -175,8 +175,11 @@ def destination(url: str) -> tuple[Format, str]:
     arguments, problems = fit(find("wire", name), dict(parse_qsl(query)), f"'{url}'", from_text=True)
     if problems:
         raise BadConfig(*problems)
+    address = f"{transport}:{rest}"
+    if not has_port(address, f"'{url}'"):
+        raise BadConfig(f"'{url}' has no port: write FORMAT+tcp://HOST:PORT")
     speaks: Format = find("wire", name)(**arguments)
-    return speaks, f"{transport}:{rest}"
+    return speaks, address
 
 
 def parse_source(url: str) -> tuple[str, dict[str, Any], list[str]]:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from streamer.wire import results
 # What is printed is somebody's data: nothing in it is markup, and whoever reads a pipe wants whole lines.
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+FIRST = 10  # results on a screen before it is full of them
+EVERY_S = 1.0
 
 OUTCOMES = ("analysed", "before_join", "missing", "malformed", "dropped", "late", "pending")
 
@@ -85,6 +89,28 @@ def line(result: Result) -> str:
     """A result's scalars in one line."""
     scalars = [f"{name} {_measured(one)}" for name, one in result.quantities.items() if np.ndim(one.value) == 0]
     return f"{result.analysis} {result.series} #{result.number}  " + "  ".join(scalars)
+
+
+class Shown:
+    """Prints results as lines: the first ones all, then one in EVERY_S, because nobody reads faster."""
+
+    def __init__(self, *, all_of_them: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._all_of_them = all_of_them
+        self._clock = clock
+        self._count = 0
+        self._next = -math.inf
+
+    def print(self, result: Result) -> None:
+        """The next result, if it is shown."""
+        self._count += 1
+        if self._count == FIRST + 1 and not self._all_of_them:
+            err.print(f"… from here on one result in {EVERY_S:g} s is shown; --json and --limit show all")
+            self._next = self._clock() + EVERY_S
+        if self._all_of_them or self._count <= FIRST:
+            out.print(line(result))
+        elif self._clock() >= self._next:
+            self._next = self._clock() + EVERY_S
+            out.print(line(result))
 
 
 def print_accounts(accounts: Sequence[Account]) -> None:

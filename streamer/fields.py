@@ -7,13 +7,14 @@ is not as the caller expects is a BadFrame whose text says what was found and wh
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from streamer.records import BadFrame
+from streamer.records import BadFrame, SeriesKey
 
-__all__ = ["MAX_PLAIN_DEPTH", "Fields", "excerpt", "is_finite", "is_natural", "plain"]
+__all__ = ["MAX_PLAIN_DEPTH", "Fields", "excerpt", "is_finite", "is_natural", "naming", "plain"]
 
 MAX_PLAIN_DEPTH = 16
 """Levels of nesting that are kept of whatever a header says beside the fields that are understood."""
@@ -77,6 +78,16 @@ class Fields:
         """Two numbers; None unless both are there."""
         x, y = self.number(first), self.number(second)
         return None if x is None or y is None else (x, y)
+
+
+@contextlib.contextmanager
+def naming(identity: Callable[[], tuple[SeriesKey | None, int | None]]) -> Iterator[None]:
+    """Write series and number on a BadFrame, as far as they are known when it is raised."""
+    try:
+        yield
+    except BadFrame as error:
+        error.series, error.number = identity()
+        raise
 
 
 def is_natural(value: Any) -> bool:

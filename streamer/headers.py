@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from streamer.records import BadFrame
+from streamer.records import BadFrame, Buffer
 
 __all__ = ["MAX_BYTES", "MAX_ITEMS", "looks_like", "read"]
 
-Buffer = bytes | bytearray | memoryview
 
 MAX_BYTES = 4 * 2**20
 """The largest header known, the configuration of a DECTRIS detector with its module list, has some 20 kB."""

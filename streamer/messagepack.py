@@ -20,11 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamer.fields import excerpt
-from streamer.records import BadFrame
+from streamer.records import BadFrame, Buffer
 
 __all__ = ["MAX_DEPTH", "MAX_ITEMS", "Reader"]
 
-Buffer = bytes | bytearray | memoryview
 
 MAX_DEPTH = 16
 """Levels of nesting. A train of a Karabo bridge needs six; Python's own stack ends near a thousand."""

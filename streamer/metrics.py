@@ -105,6 +105,14 @@ class Metrics:
                 registry=self.registry,
             )
         )
+        self._stage_waited = self._gauge(
+            "stage_waited_ratio",
+            "Share of that time, over the last second, in which its thread had no core or no interpreter lock.",
+            "stage",
+        )
+        self._buffers = Gauge(
+            "streamer_buffers_held_bytes", "Memory that workers keep for decoded images.", registry=self.registry
+        )
         self._latency = Histogram(
             "streamer_decision_waited_seconds",
             "Time from receiving a frame to the decision on it.",
@@ -192,6 +200,14 @@ class Metrics:
     def stage(self, name: str, seconds: float) -> None:
         """One frame was worked on in a stage ("decode", "reduce", "infer", "decide")."""
         self._stage(name).observe(seconds)
+
+    def stage_waited(self, name: str, share: float) -> None:
+        """How much of its time a stage waited, 0 … 1. Called now and then, not for every frame."""
+        self._stage_waited(name).set(share)
+
+    def buffers(self, nbytes: int) -> None:
+        """What the buffers for decoded images hold."""
+        self._buffers.set(nbytes)
 
     def latency(self, seconds: float) -> None:
         """A decision was made this long after its frame had been received."""

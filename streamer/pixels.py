@@ -10,6 +10,8 @@ and those of `compression`.
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import compression
-from streamer.records import BadFrame
+from streamer.records import BadFrame, Buffer, SeriesKey
 
-__all__ = ["Packed", "dtype_named", "unpack", "usable"]
+__all__ = ["Announced", "Packed", "Scratch", "dtype_named", "unpack", "usable"]
 
-Buffer = bytes | bytearray | memoryview
 
 _DTYPES = {
     name: np.dtype(name)
@@ -40,7 +41,7 @@ _NARROWED = {np.dtype("u8"): np.dtype("u4"), np.dtype("i8"): np.dtype("i4")}
 
 
 class Scratch(Protocol):
-    """Where images are put (see `compression.Scratch`)."""
+    """Where decoded images are put: one per worker, emptied before each message (see `compression.Scratch`)."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]: ...
 
@@ -52,6 +53,35 @@ class Packed(NamedTuple):
     elem_size: int
     octets: Buffer
     header_is_optional: bool = False
+
+
+REMEMBERED_SERIES = 8
+"""Series whose image size is kept: stragglers of a stopped series arrive after the next start, not after eight."""
+
+
+class Announced:
+    """How many pixels an image of each of the latest series may have. Safe to call from several threads.
+
+    most: of a series that announced nothing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._pixels: OrderedDict[SeriesKey, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remember(self, series: SeriesKey, pixels: int) -> None:
+        """A series announced the size of its images."""
+        with self._lock:
+            self._pixels[series] = pixels
+            self._pixels.move_to_end(series)
+            while len(self._pixels) > REMEMBERED_SERIES:
+                self._pixels.popitem(last=False)
+
+    def limit(self, series: SeriesKey) -> int:
+        """The most pixels one image of a series may have."""
+        with self._lock:
+            return self._pixels.get(series, self.most)
 
 
 def dtype_named(name: Any, order: Literal["<", ">"] = "<") -> np.dtype[Any]:

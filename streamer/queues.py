@@ -45,6 +45,9 @@ class Queue(Generic[T]):
 
     size: items at most. max_bytes: bytes at most, by the `nbytes` given with each item; one item is always let in, so
     that an item larger than max_bytes passes alone.
+
+    Whoever waits is woken alone, and only by what it waits for: a thread woken for nothing costs all others their turn
+    at the interpreter.
     """
 
     def __init__(self, size: int, *, max_bytes: int | None = None) -> None:
@@ -53,22 +56,26 @@ class Queue(Generic[T]):
         self.size = size
         self.max_bytes = max_bytes
         self._items: deque[tuple[T, int]] = deque()
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._takers = threading.Condition(self._lock)
+        self._givers = threading.Condition(self._lock)
+        self._takers_waiting = 0
+        self._givers_waiting = 0
         self._nbytes = 0
         self._passed = 0
         self._highest = 0
         self._waited_s = 0.0
         self._closed = False
 
+    def __len__(self) -> int:
+        """Items waiting."""
+        return len(self._items)
+
     def put(self, item: T, nbytes: int = 0, *, timeout_s: float | None = None) -> bool:
         """Add an item, waiting while the queue is full. Returns False if timeout_s passed first. Raises Closed."""
-        with self._condition:
-            if not self._has_room(nbytes):
-                began = time.monotonic()
-                fits = self._condition.wait_for(lambda: self._closed or self._has_room(nbytes), timeout_s)
-                self._waited_s += time.monotonic() - began
-                if not fits:
-                    return False
+        with self._lock:
+            if not self._closed and not self._has_room(nbytes) and not self._room_came(nbytes, timeout_s):
+                return False
             if self._closed:
                 raise Closed
             self._append(item, nbytes)
@@ -82,7 +89,7 @@ class Queue(Generic[T]):
         Where nothing may go the giver waits, or with `may_grow` the queue grows past its size.
         """
         evicted: list[T] = []
-        with self._condition:
+        with self._lock:
             if self._closed:
                 raise Closed
             while not self._has_room(nbytes):
@@ -90,7 +97,7 @@ class Queue(Generic[T]):
                 if place is None and may_grow:
                     break
                 if place is None:
-                    self._condition.wait()
+                    self._wait_to_give(lambda: self._closed or self._has_room(nbytes), None)
                     if self._closed:
                         raise Closed
                     continue
@@ -103,50 +110,40 @@ class Queue(Generic[T]):
 
     def take(self, timeout_s: float | None = None) -> T | None:
         """The oldest item, or None after timeout_s. Raises Closed once the queue is closed and empty."""
-        with self._condition:
-            if not self._condition.wait_for(lambda: bool(self._items) or self._closed, timeout_s):
+        with self._lock:
+            if not self._items and not self._wait_to_take(lambda: bool(self._items) or self._closed, timeout_s):
                 return None
             if not self._items:
                 raise Closed
             return self._pop()
 
-    def take_batch(self, most: int, max_wait_s: float, *, timeout_s: float | None = None) -> list[T]:
-        """What is there, at most `most` items: the first is waited for up to timeout_s, the others up to max_wait_s.
-
-        Returns [] after timeout_s. Raises Closed once the queue is closed and empty.
-        """
-        first = self.take(timeout_s)
-        if first is None:
-            return []
-        batch = [first]
-        deadline = time.monotonic() + max_wait_s
-        with self._condition:
-            while len(batch) < most:
-                if not self._items:
-                    left = deadline - time.monotonic()
-                    if left <= 0 or self._closed or not self._condition.wait_for(lambda: bool(self._items), left):
-                        break
-                batch.append(self._pop())
-        return batch
+    def take_all(self, most: int, timeout_s: float | None = None) -> list[T]:
+        """The oldest items, at most `most`; none after timeout_s. Raises Closed once the queue is closed and empty."""
+        with self._lock:
+            if not self._items and not self._wait_to_take(lambda: bool(self._items) or self._closed, timeout_s):
+                return []
+            if not self._items:
+                raise Closed
+            return [self._pop() for _ in range(min(most, len(self._items)))]
 
     def close(self) -> None:
         """No more items: givers get Closed at once, takers when the last item is gone."""
-        with self._condition:
+        with self._lock:
             self._closed = True
-            self._condition.notify_all()
+            self._wake_all()
 
     def clear(self) -> list[T]:
         """Take everything that waits."""
-        with self._condition:
+        with self._lock:
             items = [item for item, _ in self._items]
             self._items.clear()
             self._nbytes = 0
-            self._condition.notify_all()
+            self._wake_all()
             return items
 
     def statistics(self) -> QueueStatistics:
         """How the queue is doing."""
-        with self._condition:
+        with self._lock:
             return QueueStatistics(
                 depth=len(self._items),
                 size=self.size,
@@ -162,18 +159,46 @@ class Queue(Generic[T]):
         fits = self.max_bytes is None or self._nbytes + nbytes <= self.max_bytes
         return fits and len(self._items) < self.size
 
+    def _room_came(self, nbytes: int, timeout_s: float | None) -> bool:
+        began = time.monotonic()
+        came = self._wait_to_give(lambda: self._closed or self._has_room(nbytes), timeout_s)
+        self._waited_s += time.monotonic() - began
+        return came
+
+    def _wait_to_give(self, is_ready: Callable[[], bool], timeout_s: float | None) -> bool:
+        self._givers_waiting += 1
+        try:
+            return self._givers.wait_for(is_ready, timeout_s)
+        finally:
+            self._givers_waiting -= 1
+
+    def _wait_to_take(self, is_ready: Callable[[], bool], timeout_s: float | None) -> bool:
+        self._takers_waiting += 1
+        try:
+            return self._takers.wait_for(is_ready, timeout_s)
+        finally:
+            self._takers_waiting -= 1
+
     def _append(self, item: T, nbytes: int) -> None:
         self._items.append((item, nbytes))
         self._nbytes += nbytes
         self._highest = max(self._highest, len(self._items))
-        self._condition.notify_all()
+        if self._takers_waiting:
+            self._takers.notify()
 
     def _pop(self) -> T:
         item, nbytes = self._items.popleft()
         self._nbytes -= nbytes
         self._passed += 1
-        self._condition.notify_all()
+        if self._givers_waiting:
+            self._givers.notify_all()  # what fits one giver may be too large for another
+        if self._closed and not self._items:
+            self._takers.notify_all()
         return item
+
+    def _wake_all(self) -> None:
+        self._takers.notify_all()
+        self._givers.notify_all()
 
 
 class WorkQueue(Queue[T]):
@@ -190,9 +215,8 @@ class WorkQueue(Queue[T]):
 
     def take(self, timeout_s: float | None = None) -> T | None:
         """The oldest item that may be worked on now, or None after timeout_s. Raises Closed when closed and empty."""
-        with self._condition:
-            ready = self._condition.wait_for(lambda: self._may_start() or (self._closed and not self._items), timeout_s)
-            if not ready:
+        with self._lock:
+            if not self._may_go_on() and not self._wait_to_take(self._may_go_on, timeout_s):
                 return None
             if not self._items:
                 raise Closed
@@ -203,10 +227,14 @@ class WorkQueue(Queue[T]):
 
     def done(self) -> None:
         """The item taken by the calling worker is finished."""
-        with self._condition:
+        with self._lock:
             self._running -= 1
-            self._alone = False
-            self._condition.notify_all()
+            if self._alone or (self._running == 0 and self._items and self._is_barrier(self._items[0][0])):
+                self._alone = False
+                self._takers.notify_all()
+
+    def _may_go_on(self) -> bool:
+        return self._may_start() or (self._closed and not self._items)
 
     def _may_start(self) -> bool:
         if not self._items or self._alone:

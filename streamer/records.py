@@ -48,6 +48,7 @@ __all__ = [
     "BadFrame",
     "BadInput",
     "BadModel",
+    "Buffer",
     "Frame",
     "OutputDown",
     "Quantity",
@@ -64,6 +65,9 @@ __all__ = [
     "WireRecord",
     "did_you_mean",
 ]
+
+Buffer = bytes | bytearray | memoryview
+"""Bytes as they came: a part of a message."""
 
 HC_EV_A = 12398.419843320026
 """h·c in eV·Å, exact in the SI of 2019: turns a photon energy into a wavelength."""
@@ -270,7 +274,7 @@ class Reduced:
     series: SeriesKey
     number: int
     quantities: Mapping[str, Quantity]
-    inputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     channel: str = ""
     start_s: Fraction | None = None
     received_ns: int = 0

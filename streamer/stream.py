@@ -23,7 +23,7 @@ from streamer.outputs import Output
 from streamer.pipeline import Limits, Pipeline
 from streamer.pipeline.line import POLL_S
 from streamer.queues import Closed, Queue
-from streamer.records import Account, Alarm, BadConfig, BadInput, Frame, Result, Status, WireRecord
+from streamer.records import Account, Alarm, BadConfig, BadFrame, BadInput, Frame, Result, Status, WireRecord
 from streamer.sources import Source
 
 MOST_ALARMS = 1000  # that a notebook is told of at the end; of more, the latest
@@ -64,6 +64,8 @@ class Stream:
         self.accounts: tuple[Account, ...] = ()
         self.status: Status | None = None
         self._is_asked = False
+        self._pipeline: Pipeline | None = None
+        self._is_stopped = False
         self._limits = Limits(when_behind=when_behind or ("skip" if source.is_exclusive else "wait"))
 
     def analyse(
@@ -72,7 +74,8 @@ class Stream:
         """Results in the order of the frames, until the source ends or the loop is left.
 
         analysis: a name in `streamer.analyses` ("saxs"); options: what its constructor takes (poni, bins, device, …).
-        alarms: name → the keys of an `[alarm.NAME]` table. Raises BadConfig, BadModel before the first frame.
+        alarms: name → the keys of an `[alarm.NAME]` table. Raises BadConfig, BadModel before the first frame, and
+        BadFrame where a series was announced that the analysis cannot use, before any other gave a result.
         """
         if self._is_asked:
             raise BadInput(f"stream: {self.source.url} was asked already, and its frames are gone; open it once more")
@@ -93,7 +96,10 @@ class Stream:
         compression.warm()
         self._is_asked = True
         basket = _Basket()
-        return self._results(Pipeline(self.source, [asked], Decider(rules), [basket], limits=self._limits), basket)
+        self._pipeline = Pipeline(self.source, [asked], Decider(rules), [basket], limits=self._limits)
+        if self._is_stopped:
+            self._pipeline.stop()
+        return self._results(self._pipeline, basket)
 
     def frames(self) -> Iterator[Frame]:
         """The frames themselves, decoded and nothing more. Bad ones raise BadFrame: catch it and go on."""
@@ -102,6 +108,12 @@ class Stream:
     def results(self) -> Iterator[Result]:
         """What another streamer publishes, from a source that carries results. Bad messages raise BadFrame."""
         yield from (record for record in self._records() if isinstance(record, Result))
+
+    def stop(self) -> None:
+        """Take no more frames: results of what came are still given, then the loop ends. Also from a signal handler."""
+        self._is_stopped = True
+        if self._pipeline is not None:
+            self._pipeline.stop()
 
     def close(self) -> None:
         """Let go of the source."""
@@ -125,22 +137,35 @@ class Stream:
                 yield from self.source.decode(message)
 
     def _results(self, pipeline: Pipeline, basket: _Basket) -> Iterator[Result]:
+        is_answered = False
         pipeline.start()
         try:
             with suppress(Closed):
-                while True:
+                while is_answered or not _is_hopeless(pipeline):
                     result = basket.results.take(POLL_S)
                     self.alarms = list(basket.alarms.values())
                     if result is not None:
+                        is_answered = True
                         yield result
                     elif not pipeline.is_running:
                         pipeline.wind_up()
+            if not is_answered and (misfits := pipeline.misfits):
+                why = "; ".join(misfits.values())
+                raise BadFrame("geometry", f"no frame of {self.source.url} can be analysed: {why}")
         finally:
             pipeline.stop()
             basket.results.close()
             self.status = pipeline.join()
             self.accounts = self.status.closed
             self.alarms = list(basket.alarms.values())
+
+
+def _is_hopeless(pipeline: Pipeline) -> bool:
+    """Whether the series was announced and does not fit. One that was joined late may be followed by one that does."""
+    series = pipeline.ledger.current() if pipeline.misfits else None
+    if series is None or series.joined_late:
+        return False
+    return series.malformed > 0 and not pipeline.ledger.totals()["analysed"]
 
 
 def open(url: str, *, when_behind: Literal["skip", "wait"] | None = None) -> Stream:  # noqa: A001

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog.testing
 
 from streamer.infer import choose_device
 from streamer.records import BadConfig, BadModel
-from tools.benches import measure
+from tools import bench as tool
+from tools.benches import graph, measure
+from tools.benches.measure import Report
 
 BENCH = Path(__file__).resolve().parent.parent / "tools" / "bench.py"
 
@@ -21,14 +24,13 @@ Run = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def bench(python: str) -> Run:
-    """Runs `tools/bench.py` with these words and gives its lines."""
+def bench(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a bench with these words and gives its lines."""
 
     def run(*words: object) -> list[dict[str, Any]]:
-        command = [python, BENCH, *map(str, words), "--json"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-        assert ended.returncode == 0, ended.stderr
-        return [json.loads(line) for line in ended.stdout.splitlines()]
+        capsys.readouterr()
+        tool.run(tool.arguments([*map(str, words)]), Report(as_json=True))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
     return run
 
@@ -44,7 +46,7 @@ def test_every_run_names_its_machine_and_its_input(bench: Run) -> None:
 
 
 def test_reduce_agrees_with_pyfai_where_pixels_are_not_split(bench: Run) -> None:
-    peers = ("--peer", "cython", "--peer", "scipy", "--peer", "numpy")
+    peers = ("--peer", "cython", "--peer", "scipy", "--peer", "numpy", "--peer", "onnxruntime")
     found = bench("reduce", "--detector", "128k", "--rounds", 1, *peers)
     lines = {line["peer"]: line for line in found if "peer" in line}
     assert {"pyFAI csc no cython", "pyFAI csr bbox cython", "scipy csr product", "numpy bincount"} <= set(lines)
@@ -54,6 +56,8 @@ def test_reduce_agrees_with_pyfai_where_pixels_are_not_split(bench: Run) -> None
         assert line["rel_diff_sigma"] < 1e-5
         assert line["ratio_min"] <= line["ratio"] <= line["ratio_max"]
     assert lines["pyFAI csc bbox cython"]["rel_diff_I"] > 1e-3
+    assert lines["onnxruntime graph"]["rel_diff_I"] < 1e-6
+    assert lines["onnxruntime graph"]["rel_diff_sigma"] < 1e-5
     assert "rel_diff_I" not in lines["numpy img.sum"]
 
 
@@ -93,15 +97,38 @@ def test_models_are_measured_by_batch(bench: Run) -> None:
     assert {line["case"].split()[2].rstrip(",") for line in lines} == {"1", "2", "4", "8", "16", "32", "64"}
 
 
-def test_without_a_cuda_device_one_line_says_so(bench: Run) -> None:
+def test_without_a_cuda_device_one_line_says_so(bench: Run, python: str) -> None:
     try:
         choose_device("cuda")
     except (BadConfig, BadModel):
-        machine, note = bench("models", "--device", "cuda")
+        command = [python, BENCH, "models", "--device", "cuda", "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+        machine, note = map(json.loads, ended.stdout.splitlines())
         assert machine["bench"] == "machine"
         assert "no CUDA device" in note["note"]
     else:
         assert any("cuda" in line["case"] for line in bench("models", "--device", "cuda", "--rounds", 1))
+
+
+def test_the_bench_of_raw_frames_is_right_wherever_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STREAMER_CACHE", str(tmp_path))
+    on_device, saxs = graph.OnDevice, graph.Saxs
+    monkeypatch.setattr(graph, "OnDevice", lambda detector, _, batch: on_device(detector, "cpu", batch))
+    monkeypatch.setattr(graph, "Saxs", lambda **options: saxs(**(options | {"device": "cpu"})))
+    monkeypatch.setattr(graph, "BATCHES", (1, 4))
+    with structlog.testing.capture_logs():
+        graph.bench(Report(as_json=True), ["128k"], rounds=1)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    reduced = [line for line in lines if line["bench"] == "reduce"]
+    assert [line["case"].split("cuda ")[-1] for line in reduced] == [
+        "alone, batch 1",
+        "copied and judged, batch 1",
+        "alone, batch 4",
+        "copied and judged, batch 4",
+    ]
+    assert all(line["rel_diff_I"] < 1e-6 and line["fps"] > 0 for line in reduced)
 
 
 def test_both_contestants_get_every_image_in_turn() -> None:

@@ -49,6 +49,8 @@ def test_what_was_said_is_what_is_shown() -> None:
     metrics.series_closed("end")
     metrics.source("connected")
     metrics.stage("decode", 0.003)
+    metrics.stage_waited("decode", 0.25)
+    metrics.buffers(9_000_000)
     metrics.latency(0.02)
     metrics.batch(8)
     metrics.queue("infer", 2, 16)
@@ -68,6 +70,8 @@ def test_what_was_said_is_what_is_shown() -> None:
     assert value(metrics, "streamer_source_changed_total", event="connected") == 1
     assert value(metrics, "streamer_stage_spent_seconds_bucket", stage="decode", le="0.0025") == 0
     assert value(metrics, "streamer_stage_spent_seconds_bucket", stage="decode", le="0.005") == 1
+    assert value(metrics, "streamer_stage_waited_ratio", stage="decode") == 0.25
+    assert value(metrics, "streamer_buffers_held_bytes") == 9_000_000
     assert value(metrics, "streamer_decision_waited_seconds_sum") == 0.02
     assert value(metrics, "streamer_batch_inferred_frames_sum") == 8
     assert value(metrics, "streamer_queue_filled_items", queue="infer") == 2

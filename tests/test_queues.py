@@ -76,13 +76,16 @@ def test_a_closed_queue_gives_what_it_has_and_then_says_so() -> None:
         queue.take()
 
 
-def test_a_batch_takes_what_is_there_and_no_more_than_asked() -> None:
+def test_all_that_is_there_is_taken_and_no_more_than_asked() -> None:
     queue: Queue[int] = Queue(10)
     for item in range(5):
         queue.put(item)
-    assert queue.take_batch(3, max_wait_s=0.0) == [0, 1, 2]
-    assert queue.take_batch(3, max_wait_s=0.0) == [3, 4]
-    assert queue.take_batch(3, max_wait_s=0.0, timeout_s=0.01) == []
+    assert queue.take_all(3) == [0, 1, 2]
+    assert queue.take_all(3) == [3, 4]
+    assert queue.take_all(3, timeout_s=0.01) == []
+    queue.close()
+    with pytest.raises(Closed):
+        queue.take_all(3)
 
 
 def test_a_queue_of_no_size_is_refused() -> None:

@@ -7,8 +7,9 @@ import pytest
 
 ROOMS = {
     "onnxruntime": {"streamer.infer"},
-    "numba": {"streamer.compression", "streamer.reduce.kernel"},
-    "llvmlite": {"streamer.compression", "streamer.reduce.kernel"},
+    "onnx": {"streamer.graphs"},
+    "numba": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops"},
+    "llvmlite": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops"},
     "pyFAI": {"streamer.reduce"},
     "prometheus_client": {"streamer.metrics", "streamer.outputs.prometheus"},
     "cbor2": {"streamer.wire.dectris2"},

@@ -12,6 +12,9 @@ The input is the simulated SAXS frame (3 counts per pixel on average, gaps, beam
 in turn. A line is one peer: `ratio` says how many times as fast as the peer we are, `ratio_min` and `ratio_max` are the
 slowest and the fastest round. With --json every line is an object, and nothing else is on standard output.
 
+With --device cuda, `reduce` measures the same reduction as a graph on the GPU, alone and with the copy and the network,
+and in `chain`, `latency` and `models` the network runs there (in `chain` and `latency` with the reduction).
+
 Peers that streamer does not depend on (bitshuffle, dectris-compression, midas-integrate) are measured where they are
 installed.
 """
@@ -31,8 +34,8 @@ BENCHES = ("reduce", "decode", "chain", "latency", "models", "memory")
 
 def main() -> int:
     """The command line. Libraries are imported only after it is known on how many cores they run."""
-    given = _arguments()
-    if given.bench in SINGLE_CORE and given.cores == 1:
+    given = arguments()
+    if given.bench in SINGLE_CORE and given.cores == 1 and given.device == "cpu":
         _stay_on_one_core()
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import structlog
@@ -41,27 +44,34 @@ def main() -> int:
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     logging.getLogger("pyFAI").setLevel(logging.ERROR)
-    report = Report(given.json)
+    run(given, Report(given.json))
+    return 0
+
+
+def run(given: argparse.Namespace, report: "Report") -> None:  # noqa: F821, UP037
+    """Measure what was asked for."""
     report.machine()
     if given.device == "cuda" and (why := _no_cuda()):
         report.note(given.bench or "plot", f"no CUDA device: {why}")
-        return 0
+        return
     if given.bench is not None:
-        _run(given, report)
+        _run_one(given, report)
     if given.plot is not None:
         from tools.benches import growth
 
         growth.plot(report, given.plot, given.detector or ["1M", "4M"], given.rounds)
-    return 0
 
 
-def _run(given: argparse.Namespace, report: "Report") -> None:  # noqa: F821, UP037
+def _run_one(given: argparse.Namespace, report: "Report") -> None:  # noqa: F821, UP037
     detectors = given.detector or (["1M"] if given.bench == "latency" else ["1M", "4M"])
     match given.bench:
         case "reduce":
-            from tools.benches import reducing
+            from tools.benches import graph, reducing
 
-            reducing.bench(report, detectors, given.rounds, given.peer or [])
+            if given.device == "cuda":
+                graph.bench(report, detectors, given.rounds)
+            else:
+                reducing.bench(report, detectors, given.rounds, given.peer or [])
         case "decode":
             from tools.benches import decoding
 
@@ -84,7 +94,8 @@ def _run(given: argparse.Namespace, report: "Report") -> None:  # noqa: F821, UP
             memory.bench(report, given.frames)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -101,7 +112,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=1_000_000, help="of the memory bench")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="measure how cost grows, and draw it there")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.bench is None and given.plot is None:
         parser.error(f"give one of {', '.join(BENCHES)}, or --plot FOLDER")
     if given.rounds < 1 or given.workers < 1 or given.frames < 1:

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from streamer.infer import Model
+from streamer.infer import Model, RawModel
 from streamer.records import Frame, Reduced, Result, SeriesStart
 
 
@@ -27,7 +27,7 @@ class Analysis(abc.ABC):
     name: str
     quantities: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
-    model: Model | None = None
+    model: Model | RawModel | None = None
 
     def begin(self, series: SeriesStart) -> None:
         """A series starts: adapt to its shape, mask and wavelength. Never beside another call.

@@ -14,6 +14,9 @@ joined; without one its frames are refused until a start message has come.
 
 The curve is brought onto the model's q grid by `reduce.curves`, the functions the model was trained with. A curve with
 nothing in it is not judged: its `anomaly` is NaN.
+
+Where the model runs on CUDA, the frame is reduced there, too (`reduce_on`): `reduce` hands in the image as it came from
+the detector, and `interpret` finds the profile among the model's outputs. Either way the result is the same.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +33,23 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer.analyses import Analysis
-from streamer.infer import load_model, require_coverage, require_tensors
+from streamer.graphs import Graph, can_draw
+from streamer.infer import (
+    FRAME,
+    LIMITS,
+    Model,
+    RawModel,
+    Reduction,
+    Window,
+    load_model,
+    load_raw_model,
+    require_coverage,
+    require_tensors,
+)
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
-from streamer.reduce.azimuthal import Integrator, Profile, SigmaModel
-from streamer.reduce.curves import channels, rebin
+from streamer.reduce import graph as reduction_graph
+from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
+from streamer.reduce.curves import Rebinning, channels
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
 
 log = structlog.get_logger(__name__)
@@ -44,18 +60,37 @@ BINS = (100, 10_000)
 LEAST_COVERAGE = 0.45
 """Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
 
+ReduceOn = Literal["auto", "cpu", "device"]
+Device = Literal["auto", "cuda", "cpu"]
+
+USUAL_DTYPES = ("uint16", "uint32")
+"""Of detectors that count; others are compiled when a series announces them."""
+
 WAVELENGTH_TOLERANCE = 1e-3
 """Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What frames are reduced with. nodata, saturation: see `Integrator.integrate`."""
+    """What frames are reduced with.
+
+    nodata, saturation: see `Integrator.integrate`.
+    windows: where frames are handed in to be reduced on the device, by dtype and whether it has a hole.
+    """
 
     integrator: Integrator
+    rebinning: Rebinning
     fingerprint: str
     nodata: int | None = None
     saturation: int | None = None
+    windows: dict[tuple[np.dtype[Any], bool], Window] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedIn(Reduced):
+    """A frame that is reduced on the device. integrator: of its series, which may be over when the answer comes."""
+
+    integrator: Integrator
 
 
 class Saxs(Analysis):
@@ -67,6 +102,8 @@ class Saxs(Analysis):
     sigma: "poisson" for photons counted, "azimuthal" from the scatter of the pixels, for detectors that do not count.
     channel: which of a frame's images is analysed; None for the first one.
     model: name or folder.   device, max_batch: where it runs, and frames in one call of it.
+    reduce_on: "cpu" reduces frames where they are decoded, "device" where the model runs, in one graph with it; "auto"
+        means the device if that is CUDA. The graph needs the extra `cuda` or `train` when a geometry is new.
     """
 
     name = "saxs"
@@ -88,8 +125,9 @@ class Saxs(Analysis):
         sigma: SigmaModel = "poisson",
         channel: str | None = None,
         model: str = "saxs",
-        device: Literal["auto", "cuda", "cpu"] = "auto",
+        device: Device = "auto",
         max_batch: int = 16,
+        reduce_on: ReduceOn = "auto",
     ) -> None:
         if poni is None and (mask or flat or dark):
             raise BadInput("saxs: found mask, flat or dark without poni; they belong to a geometry, give its .poni too")
@@ -101,7 +139,7 @@ class Saxs(Analysis):
             raise BadInput(f"saxs: q_range is {list(q_range)}, expected two ascending numbers in {unit}")
         if polarization is not None and not -1 <= polarization <= 1:
             raise BadInput(f"saxs: polarization is {polarization}, expected -1 (vertical) to 1 (horizontal)")
-        self.model = load_model(model, device=device, max_batch=max_batch)
+        self.model: Model | RawModel = _load(model, device, max_batch, reduce_on)
         self.bins, self.unit, self.q_range = bins, unit, q_range
         self.polarization, self.solid_angle = polarization, solid_angle
         self.sigma: SigmaModel = sigma
@@ -111,14 +149,22 @@ class Saxs(Analysis):
         self._grid = self._card.grid("q")
         self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
         self._chosen_channel = channel
+        if isinstance(self.model, Model):
+            self._compile()
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
         self._geometry = self._given
-        self._misfit = "no start message that tells a geometry has come; give a .poni"
+        self._misfit = "no start message that tells one has come; wait for the next series, or give a .poni (--poni)"
         self._series: SeriesStart | None = None
         self._setup: Setup | None = None
         self._building = threading.Lock()
         if self._given is not None and self._given.shape is not None:
             self._build(self._given)
+
+    def _compile(self) -> None:
+        """Before the first frame can come: on a machine that never did it, this takes seconds."""
+        prepare(USUAL_DTYPES)
+        flat = np.ones(self._grid.size)
+        channels(*Rebinning(self._grid, self._grid)(flat, flat, flat))
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry.
@@ -142,14 +188,11 @@ class Saxs(Analysis):
     def reduce(self, frame: Frame) -> Reduced:
         """I(q) ± σ and the model's input. Raises BadFrame with reason "geometry", "shape" or "dtype"."""
         setup = self._setup or self._first_shape(frame)
+        self._require_shape(frame, setup)
+        if isinstance(self.model, RawModel):
+            return self._handed_in(frame, setup, self.model)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
-        I, sigma = rebin(
-            profile.q * self._to_grid,
-            profile.intensity,
-            profile.sigma,
-            self._grid,
-            weight=profile.pixels.astype(np.float64),
-        )
+        I, sigma = setup.rebinning(profile.intensity, profile.sigma, profile.pixels)
         return Reduced(
             series=frame.series,
             number=frame.number,
@@ -162,6 +205,8 @@ class Saxs(Analysis):
 
     def interpret(self, reduced: Reduced, outputs: Mapping[str, NDArray[Any]] | None) -> Result:
         quantities = dict(reduced.quantities)
+        if isinstance(reduced, HandedIn) and outputs is not None:
+            quantities = _quantities(_profile(outputs, reduced.integrator), self.sigma)
         if outputs is not None:
             quantities["anomaly"] = Quantity(float(outputs["anomaly"]), float(outputs["sigma"]))
             quantities["entropy"] = Quantity(float(outputs["entropy"]))
@@ -203,20 +248,65 @@ class Saxs(Analysis):
                 except (BadInput, BadModel) as misfit:
                     self._geometry, self._misfit = None, str(misfit)
             if self._setup is None:
-                raise BadFrame("geometry", f"saxs: no geometry for frame {frame.number}: {self._misfit}")
+                raise BadFrame("geometry", f"saxs: no geometry for these frames: {self._misfit}")
             return self._setup
+
+    def _require_shape(self, frame: Frame, setup: Setup) -> None:
+        """Where no start tells the shape, a frame of another one says that the geometry is of another detector."""
+        is_announced = self._series is not None and self._series.shape is not None
+        if not is_announced and frame.image.shape != setup.integrator.shape:
+            raise BadFrame(
+                "geometry",
+                f"saxs: the images have shape {frame.image.shape}, the geometry {setup.integrator.shape}; "
+                "give the geometry of this detector",
+            )
 
     def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:
         series, fingerprint = self._series, geometry.fingerprint
         if previous is not None and previous.fingerprint == fingerprint:
-            integrator = previous.integrator
+            integrator, rebinning, windows = previous.integrator, previous.rebinning, previous.windows
         else:
+            windows = {}
             integrator = self._integrator(geometry)
-        if series is not None and series.dtype is not None:
-            integrator.warm([series.dtype])
+            rebinning = Rebinning(integrator.q * self._to_grid, self._grid)
         nodata, saturation = (series.nodata, series.saturation) if series is not None else (None, None)
-        self._setup = Setup(integrator, fingerprint, nodata, saturation)
-        return self._setup
+        setup = Setup(integrator, rebinning, fingerprint, nodata, saturation, windows)
+        if series is not None and series.dtype in DTYPES:
+            if isinstance(self.model, RawModel):
+                self._window(series.dtype, setup, self.model)
+            else:
+                integrator.warm([series.dtype])
+        self._setup = setup
+        return setup
+
+    def _handed_in(self, frame: Frame, setup: Setup, model: RawModel) -> HandedIn:
+        """The frame on its way to the device."""
+        dtype = frame.image.dtype
+        if dtype not in DTYPES:
+            raise BadFrame("dtype", f"saxs: the image is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+        with self._building:
+            try:
+                window, limits = self._window(dtype, setup, model)
+            except BadModel as missing:
+                raise BadFrame("dtype", f"saxs: frames of {dtype} cannot be handed in: {missing}") from missing
+        return HandedIn(
+            series=frame.series,
+            number=frame.number,
+            quantities={},
+            inputs={FRAME: window.put(frame.image), LIMITS: limits},
+            channel=frame.channel,
+            start_s=frame.start_s,
+            received_ns=frame.received_ns,
+            integrator=setup.integrator,
+        )
+
+    def _window(self, dtype: np.dtype[Any], setup: Setup, model: RawModel) -> tuple[Window, NDArray[np.float64]]:
+        """Where frames of a dtype are handed in, opened with the first of them, and what counts as a measurement."""
+        limits = reduction_graph.limits_row(dtype, setup.nodata, setup.saturation)
+        key = dtype, reduction_graph.has_hole(limits)
+        if key not in setup.windows:
+            setup.windows[key] = model.prepare(_reduction(setup, *key))
+        return setup.windows[key], limits
 
     def _integrator(self, geometry: Geometry) -> Integrator:
         integrator = Integrator(
@@ -242,6 +332,55 @@ class Saxs(Analysis):
             model_range_covered=round(covered, 2),
         )
         return integrator
+
+
+def _load(name: str, device: Device, max_batch: int, reduce_on: ReduceOn) -> Model | RawModel:
+    """The model, to be asked with curves or with frames."""
+    model = load_model(name, device=device, max_batch=max_batch)
+    if reduce_on == "cpu" or (reduce_on == "auto" and model.device == "cpu"):
+        return model
+    if reduce_on == "auto" and not can_draw():
+        log.warning("frames are reduced on the CPU: the package 'onnx' is missing; pip install 'streamer[cuda]'")
+        return model
+    return load_raw_model(name, device=model.device, max_batch=max_batch)
+
+
+def _reduction(setup: Setup, dtype: np.dtype[Any], has_hole: bool) -> Reduction:
+    """From raw frames to the profile and the model's input."""
+    integrator, rebinning = setup.integrator, setup.rebinning
+
+    def draw(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
+        bins = reduction_graph.per_bin(graph, integrator.binned, dtype, has_hole=has_hole)
+        curve = reduction_graph.channels_graph(graph, bins, rebinning)
+        return {"curve": curve}, {f"bins.{name}": tensor for name, tensor in asdict(bins).items()}
+
+    per_frame = ("invalid", "saturated")
+    return Reduction(
+        fingerprint=f"{reduction_graph.fingerprint(integrator.binned, rebinning)} {has_hole}",
+        shape=integrator.shape,
+        dtype=dtype,
+        places=reduction_graph.places(integrator.binned.norm.size),
+        outputs={
+            f"bins.{one.name}": () if one.name in per_frame else (integrator.bins,)
+            for one in fields(reduction_graph.Bins)
+        },
+        draw=draw,
+    )
+
+
+def _profile(outputs: Mapping[str, NDArray[Any]], integrator: Integrator) -> Profile:
+    """What the device made of a frame, as the integrator would have said it."""
+    return Profile(
+        intensity=outputs["bins.intensity"],
+        sigma=outputs["bins.sigma"],
+        counts=outputs["bins.counts"],
+        pixels=outputs["bins.pixels"].astype(np.int64),
+        norm=outputs["bins.norm"],
+        invalid=int(outputs["bins.invalid"]),
+        saturated=int(outputs["bins.saturated"]),
+        q=integrator.q,
+        unit=integrator.unit,
+    )
 
 
 def _quantities(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:

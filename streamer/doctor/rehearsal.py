@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.pixels import Scratch
 from streamer.records import Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.reduce.detector import Geometry
 from streamer.sources import Message, Source
 from streamer.sources.instrument import SATURATION, parasitic, suspension
 from streamer.sources.simulated import Simulated
-from streamer.wire import Kind, Scratch
+from streamer.wire import Kind
 from streamer.wire.dectris2 import Dectris2
 
 Size = Literal["128k", "500k", "1M", "4M"]

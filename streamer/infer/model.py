@@ -103,7 +103,7 @@ def load_model(name_or_path: str | Path, *, device: Device = "auto", max_batch: 
         raise BadInput(f"load_model: found max_batch {max_batch}, threads {threads}; expected 1 or more of both")
     folder = find_model(name_or_path)
     card = read_card(folder)
-    network = _read_network(folder / NETWORK, card)
+    network = read_network(folder / NETWORK, card)
     frames = min(max_batch, card.max_batch)
     chosen, why = choose_device(device)
     try:
@@ -190,14 +190,14 @@ class Model:
             raise BadModel(f"{self.card.name}: ONNX Runtime failed on {self.device} ({error})") from error
 
     def _buffers_for(self, frames: int) -> _Bound:
-        size = next(size for size in _batch_sizes(self.max_batch) if size >= frames)
+        size = next(size for size in batch_sizes(self.max_batch) if size >= frames)
         if size not in self._bound:
             self._bound[size] = _Bound(self._session, self.card, size, self.device)
         return self._bound[size]
 
     def _warm_up(self) -> None:
         """Answer once for every batch size, so that no frame waits for memory or for the choice of an algorithm."""
-        for size in _batch_sizes(self.max_batch):
+        for size in batch_sizes(self.max_batch):
             outputs = self._call({name: _blank(size, tensor) for name, tensor in self.card.inputs.items()})
             for name, expected in self.card.outputs.items():
                 if outputs[name].shape != (size, *expected.shape):
@@ -237,7 +237,7 @@ class _Bound:
         return {name: value.numpy()[:frames].copy() for name, value in self._outputs.items()}
 
 
-def _batch_sizes(max_batch: int) -> list[int]:
+def batch_sizes(max_batch: int) -> list[int]:
     """1, 2, 4, … and max_batch: on CUDA a batch is filled up to the next of these."""
     return [1 << power for power in range((max_batch - 1).bit_length())] + [max_batch]
 
@@ -252,7 +252,8 @@ def _is_finite(values: NDArray[Any]) -> NDArray[np.bool_]:
     return is_finite
 
 
-def _read_network(path: Path, card: Card) -> bytes:
+def read_network(path: Path, card: Card) -> bytes:
+    """The file's content, which is the one the card vouches for. Raises BadModel."""
     try:
         network = path.read_bytes()
     except OSError as error:
@@ -270,22 +271,43 @@ def _read_network(path: Path, card: Card) -> bytes:
 
 def _open_session(network: bytes, card: Card, device: str, threads: int, *, is_quiet: bool = False) -> Any:
     """An ONNX Runtime session on the device, which is what the card says. is_quiet: print nothing about the device."""
+    session = open_session(network, card.name, device, threads, is_quiet=is_quiet)
+    _check_signature(card, session)
+    return session
+
+
+def open_session(
+    content: bytes,
+    name: str,
+    device: str,
+    threads: int,
+    cuda_options: Mapping[str, str] | None = None,
+    *,
+    is_deterministic: bool = True,
+    is_quiet: bool = False,
+) -> Any:
+    """An ONNX Runtime session on the device. Raises BadModel.
+
+    name: whose network it is. cuda_options: of the CUDA provider, besides ours. is_quiet: print nothing about the
+    device. is_deterministic: whether the order of sums has to be the same every time, whatever that costs.
+    """
     providers: list[Any] = ["CPUExecutionProvider"]
     if device == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", CUDA_OPTIONS))
+        providers.insert(0, ("CUDAExecutionProvider", CUDA_OPTIONS | dict(cuda_options or {})))
+    options = _options(threads)
+    options.use_deterministic_compute = is_deterministic
     with silence() if is_quiet else contextlib.nullcontext():
         try:
-            session = onnxruntime.InferenceSession(network, _options(threads), providers=providers, enable_fallback=0)
+            session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except ORT_ERRORS as error:
             raise BadModel(
-                f"{card.name}: {runtime()} cannot load {NETWORK} ({error}); export it again as one file, with standard "
+                f"{name}: {runtime()} cannot load {NETWORK} ({error}); export it again as one file, with standard "
                 f"operators only"
             ) from error
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise BadModel(
-            f'{card.name}: {runtime()} could not start its CUDA provider; with device = "cuda" it says why on stderr'
+            f'{name}: {runtime()} could not start its CUDA provider; with device = "cuda" it says why on stderr'
         )
-    _check_signature(card, session)
     return session
 
 
@@ -294,7 +316,6 @@ def _options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.use_deterministic_compute = True
     options.log_severity_level = ORT_FATAL  # what goes wrong is raised, and so it is said once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Weights in other files would be looked for in the working directory; nothing can lie in a folder of this name.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from streamer.pipeline.neighbours import Analysis
+from streamer.queues import Closed, Queue
 from streamer.records import BadFrame, Reduced, Result, SeriesEnd, SeriesKey, SeriesStart
 
 POLL_S = 0.1  # how soon a thread that waits notices that the stream was stopped
@@ -21,7 +22,7 @@ class Limits:
 
     workers: threads that decode and reduce. when_behind: "skip" gives up the oldest frame and counts it, "wait" pushes
     back on the detector. queue_frames, queue_bytes: messages waiting to be decoded. max_batch, max_wait_s: frames asked
-    of a model at once, and how long the first of them waits for company. drain_s: how long frames already received may
+    of a model at once, and how long they wait for those behind them. drain_s: how long frames already received may
     take once the stream is stopped.
     """
 
@@ -65,6 +66,7 @@ class Slot:
     """One message's place in line. The message goes away as soon as it is worked off.
 
     is_taken: a worker took it, and it counts among those that are ahead of the model.
+    is_done: it is worked off, and `outcome` says what became of it.
     """
 
     message: Any | None
@@ -72,15 +74,48 @@ class Slot:
     received_ns: int
     outcome: Outcome = None
     is_taken: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
+    is_done: bool = False
 
     @property
     def is_image(self) -> bool:
         """Only an image may be given up, and only an image may be worked on beside others."""
         return self.kind == "image"
 
-    def finish(self, outcome: Outcome) -> None:
+
+class Line(Queue[Slot]):
+    """Messages in the order of arrival. They are worked off in any order, and leave the line in this one."""
+
+    def finish(self, slot: Slot, outcome: Outcome) -> None:
         """The message is worked off."""
-        self.outcome = outcome
-        self.message = None
-        self.done.set()
+        slot.outcome = outcome
+        slot.message = None
+        slot.is_done = True
+        if self._takers_waiting:
+            with self._lock:
+                if self._is_first_done():
+                    self._takers.notify()
+
+    def take_done(self, most: int, max_wait_s: float, timeout_s: float) -> list[Slot]:
+        """The first messages in line, as far as they are worked off, at most `most`; none after timeout_s.
+
+        Those behind them are waited for up to max_wait_s, but only while there are any: a frame that comes alone is not
+        kept waiting for company. Where so many stand in line that latency is lost anyway, each of them is waited for
+        that long: full batches get through a line fastest. Raises Closed once the line is closed and empty.
+        """
+        with self._lock:
+            if not self._wait_to_take(lambda: self._is_first_done() or (self._closed and not self._items), timeout_s):
+                return []
+            if not self._items:
+                raise Closed
+            slots = [self._pop()]
+            deadline = time.monotonic() + max_wait_s
+            while self._items and len(slots) < most:
+                if not self._is_first_done():
+                    left_s = max_wait_s if len(self._items) >= most else deadline - time.monotonic()
+                    if left_s <= 0 or not self._wait_to_take(self._is_first_done, left_s):
+                        break
+                slots.append(self._pop())
+            return slots
+
+    def _is_first_done(self) -> bool:
+        return bool(self._items) and self._items[0][0].is_done

@@ -74,7 +74,7 @@ class Publisher:
             else:
                 may_go: Callable[[Publication], bool] = lambda held: not isinstance(held, Alarm)  # noqa: E731
                 self._count_lost(self._queue.put_evicting(item, may_go=may_go, may_grow=True))
-                while self._queue.statistics().depth > MOST_ALARMS:
+                while len(self._queue) > MOST_ALARMS:
                     self._count_lost([lost for lost in [self._queue.take(0.0)] if lost is not None])
 
     def record(self, alarm: Alarm, timeout_s: float) -> bool:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from streamer.compression import Scratch
 from streamer.ledger import Ledger
 from streamer.metrics import Metrics
-from streamer.pipeline.line import MOST_AHEAD, ORDER_SIZE, POLL_S, Answer, GivenUp, Limits, Outcome, Slot
+from streamer.pipeline.line import MOST_AHEAD, ORDER_SIZE, POLL_S, Answer, GivenUp, Limits, Line, Outcome, Slot
 from streamer.pipeline.neighbours import Analysis, Decider, Message, Output, Source
 from streamer.pipeline.publisher import Publisher
 from streamer.pipeline.supervision import Supervision
-from streamer.pipeline.timing import Timing
+from streamer.pipeline.timing import Lap, Stopwatch, Timing
 from streamer.queues import Closed, Queue, WorkQueue
 from streamer.records import (
     Alarm,
@@ -42,6 +42,8 @@ from streamer.records import (
 log = structlog.get_logger("streamer.pipeline")
 
 ModelOutputs = Mapping[str, NDArray[Any]] | None
+Concluded = tuple[Answer, Sequence[ModelOutputs]]
+"""A frame, and what the model of each analysis says of it."""
 Quarantine = Callable[[BadFrame, Sequence[Any]], None]
 
 
@@ -83,9 +85,9 @@ class Pipeline:
         self._work: WorkQueue[Slot] = WorkQueue(
             self.limits.queue_frames, is_barrier=lambda slot: not slot.is_image, max_bytes=self.limits.queue_bytes
         )
-        self._order: Queue[Slot] = Queue(ORDER_SIZE)
+        self._order = Line(ORDER_SIZE)
         self._ahead = threading.Semaphore(MOST_AHEAD + self.limits.workers)
-        self._decisions: Queue[tuple[Answer, Sequence[ModelOutputs]] | threading.Event] = Queue(256)
+        self._decisions: Queue[Sequence[Concluded] | threading.Event] = Queue(16)
         self._supervision.queues(work=self._work, order=self._order, decisions=self._decisions)
         self._unfit: dict[str, str] = {}
         self._stopping = threading.Event()
@@ -95,7 +97,6 @@ class Pipeline:
         self._next_look = 0.0
         self._is_wanted = True
         self._batch: deque[Slot] = deque()
-        self._held: Slot | None = None
         self._refused: list[Slot] = []
         self._threads = [
             self._thread("receive", self._receive),
@@ -157,6 +158,11 @@ class Pipeline:
         """How the stream is doing now."""
         return self._supervision.status()
 
+    @property
+    def misfits(self) -> Mapping[str, str]:
+        """Analyses that cannot use the series that runs, and why: there is no result of them."""
+        return self._supervision.misfits
+
     # Receiving: one thread, touches no pixel.
 
     def _receive(self) -> None:
@@ -188,14 +194,16 @@ class Pipeline:
 
     def _give_up(self, slot: Slot) -> None:
         try:
-            slot.finish(GivenUp(*self.source.identify(slot.message)))
+            outcome: Outcome = GivenUp(*self.source.identify(slot.message))
         except BadFrame as bad:
-            slot.finish(bad)
+            outcome = bad
+        self._order.finish(slot, outcome)
 
     # Decoding and reducing: N threads.
 
     def _decode_and_reduce(self) -> None:
         scratch = Scratch()
+        self._supervision.buffers(scratch)
         with suppress(Closed):
             while True:
                 self._wait_for_the_model()
@@ -204,7 +212,7 @@ class Pipeline:
                     continue
                 slot.is_taken = True
                 try:
-                    slot.finish(self._worked_off(slot, scratch))
+                    self._order.finish(slot, self._worked_off(slot, scratch))
                 finally:
                     self._work.done()
 
@@ -218,14 +226,13 @@ class Pipeline:
         message: Message | None = slot.message
         if message is None:
             return slot.outcome
-        began = time.perf_counter()
+        watch = Stopwatch()
         try:
             scratch.reset()
             records = self.source.decode(message, scratch=scratch)
-            decoded = time.perf_counter()
-            self._took("decode", decoded - began)
+            self._took("decode", watch.lap())
             outcome = self._reduced(records, slot)
-            self._took("reduce", time.perf_counter() - decoded)
+            self._took("reduce", watch.lap())
         except BadFrame as bad:
             if self._quarantine is not None:
                 self._quarantine(bad, message.parts)
@@ -249,12 +256,14 @@ class Pipeline:
 
     def _begin(self, start: SeriesStart) -> None:
         for analysis in self.analyses:
-            self._unfit.pop(analysis.name, None)
             try:
                 analysis.begin(start)
             except (BadInput, BadModel) as misfit:
                 self._unfit[analysis.name] = str(misfit)
                 log.error("series does not fit", analysis=analysis.name, series=str(start.series), reason=str(misfit))
+            else:
+                self._unfit.pop(analysis.name, None)
+            self._supervision.note_fit(analysis.name, self._unfit.get(analysis.name, ""))
 
     def _all_reduced(self, frames: Sequence[Frame]) -> list[tuple[Analysis, Reduced]]:
         """What every analysis makes of a frame's channels; one that cannot use it does not hold up the others."""
@@ -274,7 +283,14 @@ class Pipeline:
     def _reduced_by(self, analysis: Analysis, frame: Frame) -> Reduced:
         if analysis.name in self._unfit:
             raise BadFrame("geometry", self._unfit[analysis.name])
-        return analysis.reduce(frame)
+        try:
+            reduced = analysis.reduce(frame)
+        except BadFrame as bad:
+            if bad.reason == "geometry":
+                self._supervision.note_fit(analysis.name, str(bad))
+            raise
+        self._supervision.note_fit(analysis.name)
+        return reduced
 
     # Asking the models: one thread, in the order of arrival.
 
@@ -296,19 +312,11 @@ class Pipeline:
             self._decisions.close()
 
     def _gather(self) -> None:
-        """Fill the batch with slots that are worked off, oldest first; hold the one that was taken and is not."""
-        while self._held is None:
-            self._held = self._order.take(POLL_S)
-        while not self._held.done.wait(POLL_S):
-            if self._must_end:
+        """Fill the batch with messages that are worked off, oldest first."""
+        while not self._batch:
+            self._batch.extend(self._order.take_done(self.limits.max_batch, self.limits.max_wait_s, POLL_S))
+            if not self._batch and self._must_end:
                 raise Closed
-        deadline = time.monotonic() + self.limits.max_wait_s
-        with suppress(Closed):
-            while self._held is not None and self._held.done.wait(max(0.0, deadline - time.monotonic())):
-                self._batch.append(self._held)
-                self._held = None
-                if len(self._batch) < self.limits.max_batch:
-                    self._held = self._order.take(max(0.0, deadline - time.monotonic()))
 
     @property
     def _must_end(self) -> bool:
@@ -365,12 +373,13 @@ class Pipeline:
     def _ask_models(self, answers: Sequence[Answer]) -> None:
         if not answers:
             return
-        began = time.perf_counter()
+        watch = Stopwatch()
         outputs = {analysis.name: self._model_outputs(analysis, answers) for analysis in self.analyses}
-        self._took("infer", time.perf_counter() - began, frames=len(answers))
+        self._took("infer", watch.lap(), frames=len(answers))
         self.metrics.batch(len(answers))
-        for answer in answers:
-            self._decisions.put((answer, [next(outputs[analysis.name]) for analysis, _ in answer.reduced]))
+        self._decisions.put(
+            [(answer, [next(outputs[analysis.name]) for analysis, _ in answer.reduced]) for answer in answers]
+        )
 
     def _model_outputs(self, analysis: Analysis, answers: Sequence[Answer]) -> Iterator[ModelOutputs]:
         """What the model says of every Reduced of this analysis, in order."""
@@ -388,8 +397,10 @@ class Pipeline:
                 decision = self._decisions.take(POLL_S)
                 if isinstance(decision, threading.Event):
                     decision.set()
-                elif decision is not None:
-                    self._conclude(*decision)
+                    decision = None
+                for answer, outputs in decision or ():
+                    self._conclude(answer, outputs)
+                    self._look()
                 self._look()
 
     def _look(self) -> None:
@@ -399,7 +410,7 @@ class Pipeline:
             self._supervision.look(time.monotonic())
 
     def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> None:
-        began = time.perf_counter()
+        watch = Stopwatch()
         try:
             for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
                 self._say(replace(analysis.interpret(reduced, output), wall_time=self._wall_time()))
@@ -410,7 +421,7 @@ class Pipeline:
             self.metrics.malformed(bad.reason)
             self._supervision.note_bad(bad)
             return
-        self._took("decide", time.perf_counter() - began)
+        self._took("decide", watch.lap())
         if answer.is_more:
             return
         self.ledger.analysed(answer.series, answer.number, time.monotonic())
@@ -425,10 +436,10 @@ class Pipeline:
         self._supervision.announce(self.decider.decide(result, self._wall_time()))
         self.metrics.analysed(result.analysis)
 
-    def _took(self, stage: str, seconds: float, frames: int = 1) -> None:
-        self.timing.stage(stage, seconds, frames)
+    def _took(self, stage: str, lap: Lap, frames: int = 1) -> None:
+        self.timing.stage(stage, lap, frames)
         for _ in range(frames):
-            self.metrics.stage(stage, seconds / frames)
+            self.metrics.stage(stage, lap.seconds / frames)
 
     # Ending.
 
@@ -447,9 +458,8 @@ class Pipeline:
     def _account_for_the_rest(self) -> None:
         """Enter what was received and never got its turn, as dropped."""
         now = time.monotonic()
-        held = [] if self._held is None else [self._held]
-        for slot in [*self._batch, *held, *self._order.clear(), *self._refused]:
-            if not slot.done.is_set() and slot.is_image:
+        for slot in [*self._batch, *self._order.clear(), *self._refused]:
+            if not slot.is_done and slot.is_image:
                 self._give_up(slot)
             match slot.outcome:
                 case Answer(is_more=False) as answer:

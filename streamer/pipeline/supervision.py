@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from streamer.compression import Scratch
 from streamer.ledger import FEWEST, Ledger
 from streamer.metrics import Metrics
 from streamer.pipeline.neighbours import Analysis, Decider, Source
@@ -24,6 +25,7 @@ log = structlog.get_logger("streamer.stream")
 
 STUCK_S = 20.0  # the slowest first frame of a series, with the largest detector's geometry to build, takes a tenth
 UNREADABLE_LOOKS = 3  # seconds in which nothing but unusable messages came, before it is more than a few bad ones
+REPEATING_LOOKS = 3  # seconds with more repeated numbers than new ones: a detector that sends a few again takes less
 RECORD_S = 1.0  # how long an alarm waits to be on record before everybody else hears of it all the same
 
 
@@ -60,19 +62,38 @@ class Supervision:
         self._rate = 0.0
         self._progress: tuple[int, float] | None = None
         self._told: Counter[str] = Counter()
+        self._misfits: dict[str, str] = {}
         self._wire = WireAccount()
         self._unusable_looks = 0
+        self._repeating_looks = 0
         self._refused = 0
         self._changes: Counter[str] = Counter()
+        self._scratches: list[Scratch] = []
 
     def queues(self, **queues: Queue[Any]) -> None:
         """Which queues to measure."""
         self._queues.update(queues)
 
+    def buffers(self, scratch: Scratch) -> None:
+        """Buffers of another worker to measure."""
+        self._scratches.append(scratch)
+
     def note_bad(self, bad: BadFrame) -> None:
         """A message cannot be used. One that is of another format explains all others."""
         if bad.reason == "format" or "format" not in self._ledger.wire().malformed:
             self.example = str(bad)
+
+    def note_fit(self, analysis: str, misfit: str = "") -> None:
+        """Whether an analysis can use the series that runs: "", or why not. Called from any worker."""
+        if misfit:
+            self._misfits[analysis] = misfit
+        else:
+            self._misfits.pop(analysis, None)
+
+    @property
+    def misfits(self) -> dict[str, str]:
+        """Analyses that cannot use the series that runs, and why."""
+        return dict(self._misfits)
 
     def message_received(self, now: float) -> None:
         """The source gave a message. now: monotonic seconds."""
@@ -89,7 +110,11 @@ class Supervision:
             self._metrics.source(change)
         self._changes = changes
         self._look_at_progress(now)
-        self._look_at_messages()
+        wire, before = self._ledger.wire(), self._wire
+        self._wire = wire
+        self._look_at_messages(wire, before)
+        self._look_at_repeats(wire, before)
+        self._look_at_fit()
         self._look_at_numbers()
         for publisher in self._publishers:
             self._look_at_output(publisher)
@@ -133,7 +158,11 @@ class Supervision:
         self._metrics.ready(status.is_ready)
         for name, queue in status.queues.items():
             self._metrics.queue(name, queue["depth"], queue["size"])
-        status = replace(status, stages=self._timing.take_stages())
+        self._metrics.buffers(sum(scratch.nbytes for scratch in self._scratches))
+        stages = self._timing.take_stages()
+        for stage, (_, waited) in stages.items():
+            self._metrics.stage_waited(stage, waited)
+        status = replace(status, stages={stage: milliseconds for stage, (milliseconds, _) in stages.items()})
         for publisher in self._publishers:
             publisher.publish(status)
 
@@ -216,11 +245,9 @@ class Supervision:
                 )
             )
 
-    def _look_at_messages(self) -> None:
-        """Nothing of what comes can be used: a wrong prefix, or a sender that went mad."""
-        wire, before = self._ledger.wire(), self._wire
-        self._wire = wire
-        came, bad = wire.messages - before.messages, sum(wire.malformed.values()) - sum(before.malformed.values())
+    def _look_at_messages(self, wire: WireAccount, before: WireAccount) -> None:
+        """Nothing of what comes can be read: a wrong prefix, or a sender that went mad."""
+        came, bad = wire.messages - before.messages, _unreadable(wire) - _unreadable(before)
         refused = self._source.counts.get("refused", 0)
         if came > bad:
             self._unusable_looks, self._refused = 0, refused
@@ -239,6 +266,38 @@ class Supervision:
                     "stream_unreadable", Severity.MAJOR, text, "stream", self._wall_time(), evidence
                 )
             )
+
+    def _look_at_repeats(self, wire: WireAccount, before: WireAccount) -> None:
+        """Most frames have a number that came already: what is analysed is a small part of what is measured."""
+        repeated, accepted = wire.duplicate - before.duplicate, wire.accepted - before.accepted
+        if repeated > accepted:
+            self._repeating_looks += 1
+        elif accepted:
+            self._repeating_looks = 0
+            self.announce(self._decider.clear_condition("numbers_repeat", self._wall_time()))
+        if self._repeating_looks < REPEATING_LOOKS:
+            return
+        text = (
+            f"{repeated} of {repeated + accepted} frames in a second have a number that came already and are not "
+            "analysed: the sender does not count, or sends twice; look at where it takes its frame number from"
+        )
+        evidence = {"repeated": repeated, "accepted": accepted}
+        self.announce(
+            self._decider.raise_condition("numbers_repeat", Severity.MAJOR, text, "stream", self._wall_time(), evidence)
+        )
+
+    def _look_at_fit(self) -> None:
+        """An analysis cannot use the series: its frames are counted as malformed, and nothing is wrong with them."""
+        misfits = self.misfits
+        if not misfits:
+            self.announce(self._decider.clear_condition("series_unfit", self._wall_time()))
+            return
+        text = "; ".join(f"{name} cannot use this series: {why}" for name, why in misfits.items())
+        self.announce(
+            self._decider.raise_condition(
+                "series_unfit", Severity.MAJOR, text, "stream", self._wall_time(), {"analyses": list(misfits)}
+            )
+        )
 
     def _look_at_numbers(self) -> None:
         """Numbers are missing as regularly as when a stranger reads from the same socket."""
@@ -276,3 +335,8 @@ class Supervision:
             )
         else:
             self.announce(self._decider.clear_condition(name, self._wall_time()))
+
+
+def _unreadable(wire: WireAccount) -> int:
+    """Messages that could not be read. A frame whose geometry is not the analysis' could."""
+    return sum(count for reason, count in wire.malformed.items() if reason != "geometry")

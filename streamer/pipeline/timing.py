@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import threading
+import time
+from bisect import bisect_left
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 
 # Logarithmic bins 2 % wide from 10 µs to 100 s: a day's latencies take no more room than a minute's.
 EDGES_S = np.geomspace(1e-5, 1e2, 815)
+_EDGES_S = EDGES_S.tolist()
+
+
+class Lap(NamedTuple):
+    """seconds: by the clock. waited_s: those in which the thread did not run: it waited for the interpreter lock or a
+    core."""
+
+    seconds: float
+    waited_s: float
+
+
+class Stopwatch:
+    """Time that passed, and time that the calling thread ran in it."""
+
+    def __init__(self) -> None:
+        self._began, self._ran = time.perf_counter(), time.thread_time()
+
+    def lap(self) -> Lap:
+        """Since the last lap, or since the watch was made."""
+        began, ran = self._began, self._ran
+        self._began, self._ran = time.perf_counter(), time.thread_time()
+        seconds = self._began - began
+        return Lap(seconds, max(0.0, seconds - (self._ran - ran)))
 
 
 class Timing:
@@ -17,23 +43,23 @@ class Timing:
     def __init__(self) -> None:
         self._latencies = np.zeros(EDGES_S.size + 1, dtype=np.int64)
         self._recent: deque[float] = deque(maxlen=1024)
-        self._stages: dict[str, tuple[float, int]] = {}
+        self._stages: dict[str, tuple[float, float, int]] = {}
         self._frames = 0
         self._rate_from: tuple[float, int] | None = None
         self._lock = threading.Lock()
 
-    def stage(self, name: str, seconds: float, frames: int = 1) -> None:
+    def stage(self, name: str, lap: Lap, frames: int = 1) -> None:
         """One stage took this long for so many frames."""
         with self._lock:
-            total, count = self._stages.get(name, (0.0, 0))
-            self._stages[name] = (total + seconds, count + frames)
+            seconds, waited_s, count = self._stages.get(name, (0.0, 0.0, 0))
+            self._stages[name] = (seconds + lap.seconds, waited_s + lap.waited_s, count + frames)
 
     def frame(self, latency_s: float | None) -> None:
         """A frame was decided, this long after it was received (None where nobody stamped it)."""
         with self._lock:
             self._frames += 1
             if latency_s is not None:
-                self._latencies[int(np.searchsorted(EDGES_S, latency_s))] += 1
+                self._latencies[bisect_left(_EDGES_S, latency_s)] += 1
                 self._recent.append(latency_s)
 
     @property
@@ -41,11 +67,15 @@ class Timing:
         """How many were decided."""
         return self._frames
 
-    def take_stages(self) -> dict[str, float]:
-        """Stage → mean milliseconds per frame since the last call."""
+    def take_stages(self) -> dict[str, tuple[float, float]]:
+        """Stage → mean milliseconds per frame since the last call, and the share of them in which it waited."""
         with self._lock:
             stages, self._stages = self._stages, {}
-        return {name: 1e3 * total / count for name, (total, count) in stages.items() if count}
+        return {
+            name: (1e3 * seconds / count, waited_s / seconds if seconds else 0.0)
+            for name, (seconds, waited_s, count) in stages.items()
+            if count
+        }
 
     def take_rate(self, now: float) -> float:
         """Frames per second decided since the last call. now: monotonic seconds."""

@@ -27,6 +27,7 @@ float32 go without it. A bin with one pixel has no scatter: σ is NaN.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -37,8 +38,9 @@ from numpy.typing import DTypeLike, NDArray
 from streamer.records import BadFrame, BadInput
 from streamer.reduce.detector import Geometry, Unit
 from streamer.reduce.kernel import NARROW, Limits, binning_of, scatter_of, sums_of
+from streamer.reduce.loops import curve_of
 
-__all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel"]
+__all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel", "prepare"]
 
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32", "int32", "float32"))
 """What an image may consist of."""
@@ -103,13 +105,13 @@ class Binned:
             expected = ", ".join(get_args(SigmaModel))
             raise BadInput(f"azimuthal: found the model {sigma!r} of sigma, expected one of {expected}; change sigma")
         self.shape: tuple[int, int] = norm.shape
-        self._sigma = sigma
-        self._binning = binning_of(bin_of.ravel(), bins)
-        self._norm = norm.ravel()
-        self._dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
-        self._sum_pixels = self._binning.per_bin()
-        self._sum_norm = self._binning.per_bin(self._norm)
-        self._sum_dark = self._binning.per_bin(self._dark) if len(self._dark) else np.zeros(bins)
+        self.sigma = sigma
+        self.binning = binning_of(bin_of.ravel(), bins)
+        self.norm = norm.ravel()
+        self.dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
+        self._sum_pixels = self.binning.per_bin()
+        self._sum_norm = self.binning.per_bin(self.norm)
+        self._sum_dark = self.binning.per_bin(self.dark) if len(self.dark) else np.zeros(bins)
 
     def add_up(self, image: NDArray[Any], nodata: int | None, saturation: int | None) -> PerBin:
         """See `Integrator.integrate`."""
@@ -118,25 +120,23 @@ class Binned:
         # One type for numba, whether the bytes came from a socket (read-only) or a buffer of ours.
         pixels = pixels.view()
         pixels.flags.writeable = False
-        limits = _limits(pixels.dtype, nodata, saturation)
-        sums = sums_of(pixels, self._binning, self._norm, self._dark, limits)
-        lost, lost_norm = sums.lost, sums.lost_norm
-        valid = self._sum_pixels - lost.sum(axis=0)
-        norm = np.where(valid > 0, self._sum_norm - lost_norm[0], np.nan)
-        intensity = (sums.counts - (self._sum_dark - lost_norm[1])) / norm
-        if self._sigma == "poisson":
-            variance = np.maximum(sums.counts, 1)
-        else:
-            variance = scatter_of(pixels, self._binning, self._norm, self._dark, limits, intensity)
+        limits = limits_of(pixels.dtype, nodata, saturation)
+        sums = sums_of(pixels, self.binning, self.norm, self.dark, limits)
+        intensity, sigma, valid, norm = curve_of(
+            sums.counts, sums.lost, sums.lost_norm, self._sum_pixels, self._sum_norm, self._sum_dark
+        )
+        if self.sigma == "azimuthal":
+            variance = scatter_of(pixels, self.binning, self.norm, self.dark, limits, intensity)
             variance = np.where(valid > 1, np.maximum(variance, 0 if pixels.dtype.kind == "f" else 1), np.nan)
+            sigma = np.sqrt(variance) / norm
         return PerBin(
             intensity=intensity,
-            sigma=np.sqrt(variance) / norm,
+            sigma=sigma,
             counts=sums.counts,
             pixels=valid,
             norm=norm,
-            invalid=int(lost[0].sum()),
-            saturated=int(lost[1].sum()),
+            invalid=int(sums.lost[0].sum()),
+            saturated=int(sums.lost[1].sum()),
         )
 
     def warm(self, dtypes: Iterable[DTypeLike]) -> None:
@@ -204,7 +204,7 @@ class Integrator:
         self.q_range = low * scale, high * scale
         self.q = centres(low, high, width, bins) * scale
         inside = used & (position >= 0) & (position < bins)
-        self._binned = Binned(geometry, np.where(inside, position, bins), bins, norm, sigma)
+        self.binned = Binned(geometry, np.where(inside, position, bins), bins, norm, sigma)
 
     def integrate(self, image: NDArray[Any], *, nodata: int | None = None, saturation: int | None = None) -> Profile:
         """I(q) ± σ of one image of `shape`, one of DTYPES.
@@ -214,7 +214,7 @@ class Integrator:
         saturation: the largest valid value; None, or 0, where nobody knows.
         Raises BadFrame with reason "shape" or "dtype".
         """
-        one = self._binned.add_up(image, nodata, saturation)
+        one = self.binned.add_up(image, nodata, saturation)
         return Profile(
             intensity=one.intensity,
             sigma=one.sigma,
@@ -229,7 +229,17 @@ class Integrator:
 
     def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
         """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""
-        self._binned.warm(dtypes)
+        self.binned.warm(dtypes)
+
+
+def prepare(dtypes: Iterable[DTypeLike]) -> None:
+    """Compile, or load from disk, what images of these dtypes need, before there is a geometry."""
+    binning, norm, no_dark = binning_of(np.arange(256) // 64, 4), np.ones(256, np.float32), np.empty(0, np.float32)
+    for dtype in dtypes:
+        pixels = np.zeros(256, dtype)
+        pixels.flags.writeable = False
+        sums = sums_of(pixels, binning, norm, no_dark, limits_of(pixels.dtype, None, None))
+        curve_of(sums.counts, sums.lost, sums.lost_norm, binning.per_bin(), binning.per_bin(norm), np.zeros(4))
 
 
 def corrections_of(
@@ -301,7 +311,8 @@ def range_of(
     return low, high
 
 
-def _limits(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> Limits:
+@functools.lru_cache(maxsize=16)
+def limits_of(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> Limits:
     scalar = dtype.type
     if dtype.kind == "f":
         top = float(np.finfo(dtype).max)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
+from streamer.reduce.loops import channel_rows, rebin_rows
 
-__all__ = ["CHANNELS", "channels", "edges", "log_grid", "rebin"]
+__all__ = ["CHANNELS", "Rebinning", "channels", "edges", "log_grid", "rebin"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -43,7 +44,7 @@ def edges(grid: Floats) -> NDArray[np.float64]:
 def rebin(
     q: Floats, I: Floats, sigma: Floats, grid: Floats, *, weight: Floats | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A curve on another, coarser or finer, q grid.
+    """A curve on another, coarser or finer, q grid; for more than one curve of the same q make a `Rebinning`.
 
     q: (n,) ascending. I, sigma: (…, n) in one unit; a sample is used where I and σ are finite and σ > 0.
     grid: (m,) centres in the unit of q. weight: (n,) or (…, n) what each sample weighs in the mean of its bin, e.g. its
@@ -56,54 +57,44 @@ def rebin(
     linearly in log q: σ is what one sample would have there, and such bins are correlated with their neighbours.
     Bins in a gap of the detector, or outside the samples, are NaN. Raises BadInput when q does not ascend.
     """
-    q = np.asarray(q, dtype=np.float64)
-    if q.ndim != 1 or np.shape(I)[-1:] != q.shape or np.shape(sigma) != np.shape(I):
-        found = f"q {q.shape}, I {np.shape(I)}, σ {np.shape(sigma)}"
-        raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
-    if not np.all(np.diff(q) > 0):
-        raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
-    measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-    I = np.where(measured, I, 0.0)
-    sigma = np.where(measured, sigma, 0.0)
-    w = np.where(measured, 1.0 if weight is None else weight, 0.0)
-    grid = np.asarray(grid, dtype=np.float64)
-    means = _bin_means(q, I, sigma, w, edges(grid))
-    between = _interpolated(q, I, sigma, w > 0, grid)
-    has_sample = np.diff(np.searchsorted(q, edges(grid))) > 0
-    return np.where(has_sample, means[0], between[0]), np.where(has_sample, means[1], between[1])
+    return Rebinning(q, grid)(I, sigma, weight)
 
 
-def _bin_means(q: Floats, I: Floats, sigma: Floats, w: Floats, bins: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and its σ of the samples in every bin; NaN where none was measured."""
-    first = np.searchsorted(q, bins)
-    filled = np.flatnonzero(np.diff(first))
-    shape = (*I.shape[:-1], len(bins) - 1)
-    mean, error = np.full(shape, np.nan), np.full(shape, np.nan)
-    if filled.size:
-        inside, starts = slice(first[0], first[-1]), first[filled] - first[0]
-        total = np.add.reduceat(w[..., inside], starts, axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean[..., filled] = np.add.reduceat((w * I)[..., inside], starts, axis=-1) / total
-            squares = np.add.reduceat(((w * sigma) ** 2)[..., inside], starts, axis=-1)
-            error[..., filled] = np.sqrt(squares) / total
-    return mean, error
+class Rebinning:
+    """`rebin` for many curves measured on one q axis: which sample goes where is found once.
 
+    q: (n,) ascending. grid: (m,) centres of a log grid in the unit of q. Raises BadInput when q does not ascend.
+    """
 
-def _interpolated(
-    q: Floats, I: Floats, sigma: Floats, measured: NDArray[np.bool_], grid: Floats
-) -> tuple[Floats, Floats]:
-    """I and σ at the grid's centres, linear in log q between two neighbouring measured samples, else NaN."""
-    if q.size < 2:
-        return np.full((*I.shape[:-1], grid.size), np.nan), np.full((*I.shape[:-1], grid.size), np.nan)
-    right = np.clip(np.searchsorted(q, grid), 1, q.size - 1)
-    left = right - 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t = (np.log(grid) - np.log(q[left])) / (np.log(q[right]) - np.log(q[left]))
-    is_between = (t >= 0) & (t <= 1) & measured[..., left] & measured[..., right]
-    return (
-        np.where(is_between, (1 - t) * I[..., left] + t * I[..., right], np.nan),
-        np.where(is_between, (1 - t) * sigma[..., left] + t * sigma[..., right], np.nan),
-    )
+    def __init__(self, q: Floats, grid: Floats) -> None:
+        q, grid = np.asarray(q, dtype=np.float64), np.asarray(grid, dtype=np.float64)
+        if q.ndim != 1 or not np.all(np.diff(q) > 0):
+            raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
+        self.samples, self.points = q.size, grid.size
+        self._edges = first = np.searchsorted(q, edges(grid))
+        self.filled = np.flatnonzero(np.diff(first))
+        self.inside = slice(first[0], first[-1])
+        self.starts = first[self.filled] - first[0]
+        right = np.searchsorted(q, grid)
+        is_between = (np.diff(first) == 0) & (right > 0) & (right < q.size)
+        self.between = np.flatnonzero(is_between)
+        self.right = right[self.between]
+        self.left = self.right - 1
+        below, above = np.log(q[self.left]), np.log(q[self.right])
+        self.t = (np.log(grid[self.between]) - below) / (above - below)
+
+    def __call__(
+        self, I: Floats, sigma: Floats, weight: NDArray[Any] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """I, sigma: (…, n) → (…, m). Raises BadInput for another n."""
+        shape = np.shape(I)
+        if shape[-1:] != (self.samples,) or np.shape(sigma) != shape:
+            found = f"q ({self.samples},), I {shape}, σ {np.shape(sigma)}"
+            raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
+        weight = np.ones(self.samples) if weight is None else weight
+        weight = weight if np.ndim(weight) == 1 else np.broadcast_to(weight, shape)
+        means, errors = rebin_rows(_rows(I), _rows(sigma), _rows(weight), self._edges, self.between, self.right, self.t)
+        return means.reshape(*shape[:-1], self.points), errors.reshape(*shape[:-1], self.points)
 
 
 def channels(I: Floats, sigma: Floats, reference: tuple[Floats, Floats] | None = None) -> NDArray[np.float32]:
@@ -122,31 +113,19 @@ def channels(I: Floats, sigma: Floats, reference: tuple[Floats, Floats] | None =
     Never NaN for a measured curve. A curve without any measured bin, or without a photon in any of them, has nothing
     to be judged by and is NaN throughout, which `infer` flags.
     """
-    measured = np.isfinite(I) & np.isfinite(sigma) & (np.asarray(sigma) > 0)
-    I = np.where(measured, I, 0.0).astype(np.float64)
-    sigma = np.where(measured, sigma, 1.0).astype(np.float64)
-    rows = np.zeros((*I.shape[:-1], len(CHANNELS), I.shape[-1]), dtype=np.float64)
-    logs = np.log10(np.maximum(I, sigma))
-    rows[..., 0, :] = np.where(measured, logs - _median(logs, measured)[..., None], 0.0)
-    rows[..., 1, :] = SIGNAL_SCALE * np.arcsinh(I / sigma)
-    rows[..., 2, :] = measured
-    if reference is not None:
-        rows[..., 3, :], rows[..., 4, :] = _against_reference(I, sigma, measured, *reference)
-    rows[~np.any(I > 0, axis=-1)] = np.nan
-    return rows.astype(np.float32)
+    shape = np.shape(I)
+    none = np.empty((0, shape[-1]))
+    I_ref, sigma_ref = (none, none) if reference is None else (_rows_like(values, shape) for values in reference)
+    rows: NDArray[np.float32] = channel_rows(_rows(I), _rows(sigma), I_ref, sigma_ref, SIGNAL_SCALE)
+    return rows.reshape(*shape[:-1], len(CHANNELS), shape[-1])
 
 
-def _against_reference(
-    I: Floats, sigma: Floats, measured: NDArray[np.bool_], I_ref: Floats, sigma_ref: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
-    known = measured & np.isfinite(I_ref) & np.isfinite(sigma_ref)
-    z = (I - np.where(known, I_ref, 0.0)) / np.hypot(sigma, np.where(known, sigma_ref, 0.0))
-    return np.where(known, np.arcsinh(z), 0.0), known
+def _rows(values: NDArray[Any]) -> NDArray[np.float64]:
+    """(…, n) as (rows, n) float64, one after the other in memory."""
+    rows = np.ascontiguousarray(values, dtype=np.float64)
+    return rows.reshape(-1, rows.shape[-1])
 
 
-def _median(values: Floats, measured: NDArray[np.bool_]) -> Floats:
-    """Median over the last axis of the measured values (the lower one of two); 0 where none was measured."""
-    ordered = np.sort(np.where(measured, values, np.inf), axis=-1)
-    middle = (np.maximum(measured.sum(axis=-1), 1) - 1) // 2
-    median: Floats = np.take_along_axis(ordered, middle[..., None], axis=-1)[..., 0]
-    return np.where(np.isfinite(median), median, 0.0)
+def _rows_like(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The same of values that may be one curve for all."""
+    return _rows(values if np.ndim(values) == 1 else np.broadcast_to(values, shape))

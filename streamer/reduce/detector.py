@@ -215,7 +215,7 @@ def geometry_of(series: SeriesStart, channel: str = "") -> Geometry:
     }
     if series.beam_center is None or pixel_size_m is None or not series.distance_m or wavelength_A is None:
         missing = ", ".join(name for name, value in fields.items() if value is None)
-        raise BadInput(f"series {series.series}: no geometry: the header lacks {missing}; give a .poni")
+        raise BadInput(f"series {series.series}: no geometry: the header lacks {missing}; give a .poni (--poni)")
     column, row = series.beam_center
     x, y = pixel_size_m
     mask = series.mask.get(channel)

@@ -6,7 +6,8 @@ replay     such a file to sockets, with its own timing
 relay      one stream to several readers, undecoded, so that a viewer takes no frames away from the analysis
 """
 
-from streamer.relay.fanout import Delivered, Destination, destination
+from streamer.relay.backlog import Delivered
+from streamer.relay.destinations import Destination, destination
 from streamer.relay.keeping import Kept, record
 from streamer.relay.passing import Relayed, relay, replay
 from streamer.relay.simulation import Sent, simulate

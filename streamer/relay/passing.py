@@ -17,7 +17,10 @@ import structlog
 
 from streamer import config
 from streamer.records import BadConfig, OutputDown
-from streamer.relay.fanout import LOOK_S, Delivered, Destination, Fanout, destination
+from streamer.relay.backlog import Delivered
+from streamer.relay.destinations import Destination, destination
+from streamer.relay.fanout import Fanout
+from streamer.relay.lanes import LOOK_S
 from streamer.sources import Source
 from streamer.sources.live import Live
 from streamer.sources.playback import Rate
@@ -70,7 +73,7 @@ def relay(
 ) -> Relayed:
     """Pass the messages of a detector on to several readers until stop(); the source is closed.
 
-    to: destinations, or how they are written (see `fanout.destination`). on_status: told every STATUS_S.
+    to: destinations, or how they are written (see `relay.destination`). on_status: told every STATUS_S.
     Raises BadConfig for a destination that cannot be used, OutputDown when a socket breaks, SourceLost.
     """
     try:

@@ -21,12 +21,12 @@ from typing import Literal
 import structlog
 import zmq
 
-from streamer.records import BadConfig, BadFrame, Frame, OutputDown, SeriesEnd, SeriesStart
+from streamer.records import BadConfig, BadFrame, Buffer, Frame, OutputDown, SeriesEnd, SeriesStart
 from streamer.sources import Message, Source
 from streamer.sources.live import REQUEST, Live
 from streamer.sources.playback import Playback
 from streamer.sources.recording import Recording
-from streamer.wire import Buffer, Format, Kind
+from streamer.wire import Format, Kind
 
 log = structlog.get_logger(__name__)
 

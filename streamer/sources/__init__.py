@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from streamer.pixels import Scratch
 from streamer.records import SeriesKey, WireRecord
-from streamer.wire import Kind, Scratch
+from streamer.wire import Kind
 
 
 @dataclass(frozen=True, slots=True)

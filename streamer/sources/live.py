@@ -49,6 +49,9 @@ GIVEN_UP_S = 1.0
 """ZeroMQ tries an address that refuses it again and again, but gives up one where a peer of the wrong kind hung up. A
 connection that was lost and is not tried again for so long is made anew: ZeroMQ itself tries every 0.1 s."""
 
+LOOK_S = 0.1
+"""How often it is looked what became of the connection, while messages come."""
+
 UNASKED_S = 0.02
 """How often it is looked whether a request can be sent, while nobody is connected."""
 
@@ -112,6 +115,7 @@ class Live(Wired):
         self.counts: Mapping[str, int] = self._counts
         self._peers: set[int] = set()
         self._quiet_until = 0.0
+        self._next_look = 0.0
         self._next_retry_told = 1  # then after the fourth, the sixteenth, …: a detector may be off for the night
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(_SOCKETS[self.socket])
@@ -153,21 +157,27 @@ class Live(Wired):
     def _arrivals(self, timeout_s: float) -> Sequence[Message]:
         deadline = time.monotonic() + timeout_s
         while True:
-            left_s = max(0.0, deadline - time.monotonic())
+            now = time.monotonic()
             try:
+                if now >= self._next_look:
+                    self._next_look = now + LOOK_S
+                    self._note_events()
+                    self._connect_anew()
                 if self._must_ask and not self._has_asked:
                     self._ask()
-                    left_s = min(left_s, UNASKED_S)
-                ready = dict(self._poller.poll(math.ceil(left_s * 1000)))
-                if self._monitor in ready:
-                    self._note_events()
-                self._connect_anew()
-                if self._socket in ready and (messages := self._take()):
+                elif messages := self._take():
                     return messages
+                if now >= deadline:
+                    return ()
+                self._wait(deadline - now)
             except zmq.ZMQError as error:
                 raise SourceLost(f"live: the socket to {self.address} is gone ({error})") from error
-            if time.monotonic() >= deadline:
-                return ()
+
+    def _wait(self, longest_s: float) -> None:
+        """Until a message is there, something happened to the connection, or the time is over."""
+        longest_s = min(longest_s, UNASKED_S if self._must_ask and not self._has_asked else LOOK_S)
+        if self._monitor in dict(self._poller.poll(math.ceil(longest_s * 1000))):
+            self._next_look = 0.0
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -255,16 +265,25 @@ class Live(Wired):
 
 def with_port(address: str, format: Format | type[Format]) -> str:  # noqa: A002
     """The address with the format's default port where it names none: "tcp://dcu" → "tcp://dcu:31001"."""
-    scheme, separator, rest = address.partition("://")
-    if not separator or not rest:
-        raise BadConfig(f"live: {address!r} is no address; expected tcp://host:port or ipc://path")
-    if scheme != "tcp":
-        return address
-    host, colon, port = rest.rpartition(":") if ":" in rest.rpartition("]")[2] else (rest, "", "")
-    if not host or (colon and port != "*" and not (port.isdecimal() and 0 < int(port) < 65536)):
-        raise BadConfig(f"live: {address!r} is no address; expected tcp://host:port, the port from 1 to 65535")
-    if colon:
+    if has_port(address, "live"):
         return address
     if format.default_port is None:
         raise BadConfig(f"live: {address!r} has no port and {format.name} has no usual one; write tcp://host:port")
     return f"{address}:{format.default_port}"
+
+
+def has_port(address: str, who: str) -> bool:
+    """Whether an address says where to go, and does not leave its port to the format.
+
+    who: begins the sentence of the error. Raises BadConfig for what is no address of this house: neither tcp nor ipc,
+    or a port that is none ("*" is any free one).
+    """
+    scheme, separator, rest = address.partition("://")
+    if scheme not in ("tcp", "ipc") or not separator or not rest:
+        raise BadConfig(f"{who}: {address!r} is no address; expected tcp://host:port or ipc://path")
+    if scheme == "ipc":
+        return True
+    host, colon, port = rest.rpartition(":") if ":" in rest.rpartition("]")[2] else (rest, "", "")
+    if not host or (colon and port != "*" and not (port.isdecimal() and 0 < int(port) < 65536)):
+        raise BadConfig(f"{who}: {address!r} is no address; expected tcp://host:port, the port from 1 to 65535")
+    return bool(colon)

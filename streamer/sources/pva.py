@@ -45,10 +45,9 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer.fields import Fields, excerpt, plain
-from streamer.pixels import Packed, unpack, usable
+from streamer.pixels import Packed, Scratch, unpack, usable
 from streamer.records import BadConfig, BadFrame, Frame, SeriesKey, SeriesStart, SourceLost, WireRecord
 from streamer.sources import Message, Source
-from streamer.wire import Scratch
 
 log = structlog.get_logger(__name__)
 

@@ -30,10 +30,10 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer import compression
+from streamer.pixels import Scratch
 from streamer.records import BadConfig, BadFrame, Frame, SeriesEnd, SeriesKey, SeriesStart, SourceLost, WireRecord
 from streamer.sources import Message
 from streamer.sources.playback import Cue, Playback, Rate, natural_order
-from streamer.wire import Scratch
 
 log = structlog.get_logger(__name__)
 

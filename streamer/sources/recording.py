@@ -42,12 +42,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from streamer.records import BadConfig, OutputDown, SourceLost
+from streamer.records import BadConfig, Buffer, OutputDown, SourceLost
 from streamer.sources import Message
 from streamer.sources.playback import Cue, Playback, Rate, natural_order
 from streamer.sources.standing import Standing
 from streamer.sources.wired import Wired
-from streamer.wire import Buffer, Format, Kind
+from streamer.wire import Format, Kind
 
 log = structlog.get_logger(__name__)
 

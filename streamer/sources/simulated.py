@@ -29,6 +29,7 @@ from typing import Literal
 
 import numpy as np
 
+from streamer.pixels import Scratch
 from streamer.records import BadConfig, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.reduce.detector import Geometry, geometry_of
 from streamer.sources import Message
@@ -44,7 +45,6 @@ from streamer.sources.instrument import (
     State,
 )
 from streamer.sources.playback import Cue, Playback, Rate
-from streamer.wire import Scratch
 
 CLOCK_HZ = 50_000_000
 """Denominator of a DECTRIS detector's times."""

@@ -21,9 +21,10 @@ from dataclasses import replace
 
 import structlog
 
-from streamer.records import BadFrame, Frame, SeriesKey, SeriesStart, WireRecord
+from streamer.pixels import Scratch
+from streamer.records import BadFrame, Buffer, Frame, SeriesKey, SeriesStart, WireRecord
 from streamer.sources import Message, Source
-from streamer.wire import Buffer, Format, Scratch
+from streamer.wire import Format
 
 log = structlog.get_logger(__name__)
 

@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal
 
-from numpy.typing import NDArray
+from streamer.pixels import Scratch
+from streamer.records import Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 
-from streamer.records import Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-
-Buffer = bytes | bytearray | memoryview
 Kind = Literal["start", "image", "end"]
 SocketKind = Literal["pull", "sub", "req"]
-
-
-class Scratch(Protocol):
-    """Where decoded images are put: one per worker, emptied before each message (see `compression.Scratch`)."""
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]: ...
 
 
 class Format(abc.ABC):

@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lz4.block
@@ -39,10 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import compression, headers, pixels
-from streamer.fields import Fields, is_natural, plain
-from streamer.pixels import Packed
-from streamer.records import BadConfig, BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, is_natural, naming, plain
+from streamer.pixels import Packed, Scratch
+from streamer.records import BadConfig, BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "Array"]
 
@@ -102,7 +102,7 @@ class Array(Format):
 
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
         header = _Header(parts)
-        with header.naming():
+        with naming(header.identity):
             header.check_type()
             return header.series(), header.natural("frame")
 
@@ -110,7 +110,7 @@ class Array(Format):
         self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
     ) -> list[WireRecord]:
         header = _Header(parts)
-        with header.naming():
+        with naming(header.identity):
             header.check_type()
             series, number = header.series(), header.natural("frame")
             shape, dtype = header.shape(), header.dtype()
@@ -169,16 +169,13 @@ class _Header(Fields):
             raise BadFrame("parts", f"a message of {len(parts)} parts, expected a header and an array")
         super().__init__(_read(parts[0]))
 
-    @contextlib.contextmanager
-    def naming(self) -> Iterator[None]:
-        """Write series and number on a BadFrame, as far as the header tells them."""
-        try:
-            yield
-        except BadFrame as error:
-            with contextlib.suppress(BadFrame):
-                error.series = self.series()
-                error.number = self.natural("frame")
-            raise
+    def identity(self) -> tuple[SeriesKey | None, int | None]:
+        """Series and number, as far as they can be read."""
+        series = number = None
+        with contextlib.suppress(BadFrame):
+            series = self.series()
+            number = self.natural("frame")
+        return series, number
 
     def check_type(self) -> None:
         htype = self._htype()

@@ -29,7 +29,6 @@ they have sent it before: the last ones are kept by their hash. Reasons are the 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -44,10 +43,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import compression, headers, pixels
-from streamer.fields import Fields, is_natural, plain
-from streamer.pixels import Packed
-from streamer.records import BadConfig, BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, is_natural, naming, plain
+from streamer.pixels import Packed, Scratch
+from streamer.records import BadConfig, BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "Bsread"]
 
@@ -163,7 +162,7 @@ class Bsread(Format):
         self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
     ) -> list[WireRecord]:
         header = _MainHeader(parts)
-        with header.naming():
+        with naming(header.identity):
             channels = self._channels(header, parts)
             if len(parts) != 2 + 2 * len(channels):
                 raise BadFrame("parts", f"{len(parts)} parts, {len(channels)} channels make {2 + 2 * len(channels)}")
@@ -279,14 +278,9 @@ class _MainHeader(Fields):
             raise self.wrong("htype", "bsr_m-1.1", "type")
         self.pulse_id = self.natural("pulse_id")
 
-    @contextlib.contextmanager
-    def naming(self) -> Iterator[None]:
-        """Write series and number on a BadFrame."""
-        try:
-            yield
-        except BadFrame as error:
-            error.series, error.number = SeriesKey(0), self.pulse_id
-            raise
+    def identity(self) -> tuple[SeriesKey, int]:
+        """Series and number."""
+        return SeriesKey(0), self.pulse_id
 
     def hash(self) -> str:
         found = self.text("hash")

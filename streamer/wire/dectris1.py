@@ -47,8 +47,6 @@ import hashlib
 import json
 import math
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -59,9 +57,10 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer import compression, headers, pixels
-from streamer.fields import Fields, is_natural, plain
-from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, is_natural, naming, plain
+from streamer.pixels import Announced, Scratch
+from streamer.records import BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "Dectris1"]
 
@@ -85,9 +84,6 @@ MAX_CHANNELS = 16
 
 USUAL_CHANNELS = 4
 """Full images in one message. More thresholds must be smaller."""
-
-REMEMBERED_SERIES = 8
-"""Series whose image size is kept: stragglers of a stopped series arrive after the next start, not after eight."""
 
 MAX_APPENDIX = 64 * 1024
 """Bytes of an appendix that are kept. It is text of the user's, some file name or sample as a rule."""
@@ -134,8 +130,7 @@ class Dectris1(Format):
         self.compression = compression
         self.header_detail = header_detail
         self._header: _Header | None = None
-        self._pixels: OrderedDict[SeriesKey, int] = OrderedDict()
-        self._lock = threading.Lock()
+        self._announced = Announced(max_pixels)
 
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:
         if not parts:
@@ -153,7 +148,7 @@ class Dectris1(Format):
 
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
         fields = _first(parts)
-        with _naming(fields):
+        with naming(fields.identity):
             if fields.get("htype") != "dimage-1.0":
                 raise fields.wrong("htype", "dimage-1.0", "type")
             return fields.series(), fields.natural("frame")
@@ -163,7 +158,7 @@ class Dectris1(Format):
     ) -> list[WireRecord]:
         """See `Format.decode`. A header whose configuration is to follow in another message gives no record yet."""
         fields = _first(parts)
-        with _naming(fields):
+        with naming(fields.identity):
             match fields.get("htype"):
                 case "dimage-1.0":
                     return [*self._frames(fields, parts, scratch, received_ns)]
@@ -202,7 +197,7 @@ class Dectris1(Format):
         if start is None:
             return []
         if header.shape is not None:
-            self._remember(header.series, math.prod(header.shape))
+            self._announced.remember(header.series, math.prod(header.shape))
         if header.left_out:
             log.warning("a start without some of its tables", series=str(header.series), left_out=header.left_out)
         return [start]
@@ -217,21 +212,9 @@ class Dectris1(Format):
         appendix = _appendix("image_appendix", parts[4]) if len(parts) == 5 else {}
         start_s, stop_s, real_s = (times.seconds(f"{name}_time") for name in ("start", "stop", "real"))
         extra = fields.others(_IMAGE_FIELDS) | about.others(_IMAGE_FIELDS) | times.others(_IMAGE_FIELDS)
-        image = _image(about, parts[2], self._limit(series), scratch)
+        image = _image(about, parts[2], self._announced.limit(series), scratch)
         for channel, plane in _planes(image):
             yield Frame(plane, series, number, channel, start_s, stop_s, real_s, received_ns, extra | appendix)
-
-    def _remember(self, series: SeriesKey, count: int) -> None:
-        with self._lock:
-            self._pixels[series] = count
-            self._pixels.move_to_end(series)
-            while len(self._pixels) > REMEMBERED_SERIES:
-                self._pixels.popitem(last=False)
-
-    def _limit(self, series: SeriesKey) -> int:
-        """The most pixels one threshold of an image may have."""
-        with self._lock:
-            return self._pixels.get(series, self.max_pixels)
 
     def _encode_start(self, start: SeriesStart) -> list[Buffer]:
         series, detail = start.series.number, self.header_detail
@@ -304,6 +287,13 @@ class _Fields(Fields):
 
     def series(self) -> SeriesKey:
         return SeriesKey(self.natural("series"))
+
+    def identity(self) -> tuple[SeriesKey | None, int | None]:
+        """Series and number, as far as they can be read."""
+        series, number = self.get("series"), self.get("frame")
+        if not is_natural(series):
+            return None, None
+        return SeriesKey(series), number if is_natural(number) else None
 
     def seconds(self, name: str) -> Fraction | None:
         nanoseconds = self.natural_or_none(name)
@@ -459,19 +449,6 @@ def _named(part: Buffer, htype: str) -> _Fields:
     if fields.get("htype") != htype:
         raise fields.wrong("htype", htype, "type")
     return fields
-
-
-@contextlib.contextmanager
-def _naming(first: _Fields) -> Iterator[None]:
-    """Write series and number on a BadFrame, as far as the first part tells them."""
-    try:
-        yield
-    except BadFrame as error:
-        series, number = first.get("series"), first.get("frame")
-        if is_natural(series):
-            error.series = SeriesKey(series)
-            error.number = number if is_natural(number) else None
-        raise
 
 
 def _images(config: _Fields) -> int | None:

@@ -26,12 +26,9 @@ maximum of the unsigned element type, a convention of these detectors that no fi
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -40,10 +37,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import cbor, compression
-from streamer.fields import Fields, excerpt, is_finite, is_natural, plain
-from streamer.pixels import Packed, unpack, usable
-from streamer.records import BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, excerpt, is_finite, is_natural, naming, plain
+from streamer.pixels import Announced, Packed, Scratch, unpack, usable
+from streamer.records import BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "Dectris2"]
 
@@ -69,9 +66,6 @@ USUAL_CHANNELS = 4
 
 MAX_NAME = 200
 """Characters of a series_unique_id or a channel, which are kept and printed; DECTRIS sends up to 26."""
-
-REMEMBERED_SERIES = 8
-"""Series whose image size is kept: stragglers of a stopped series arrive after the next start, not after eight."""
 
 _DTYPES = {
     **dict(enumerate(["u1", ">u2", ">u4", ">u8", "u1", "<u2", "<u4", "<u8", "i1", ">i2", ">i4", ">i8"], 64)),
@@ -120,8 +114,7 @@ class Dectris2(Format):
     def __init__(self, max_pixels: int = 64_000_000, compression: Literal["bslz4", "lz4", "none"] = "bslz4") -> None:
         self.max_pixels = max_pixels
         self.compression = compression
-        self._pixels: OrderedDict[SeriesKey, int] = OrderedDict()
-        self._lock = threading.Lock()
+        self._announced = Announced(max_pixels)
 
     def kind(self, parts: Sequence[Buffer]) -> Kind | None:
         found = _TYPE.match(parts[0]) if len(parts) == 1 else None
@@ -129,7 +122,7 @@ class Dectris2(Format):
 
     def identify(self, parts: Sequence[Buffer]) -> tuple[SeriesKey, int]:
         fields = _Fields()
-        with _naming(fields):
+        with naming(fields.identity):
             fields.read(parts)
             return fields.series(), fields.natural("image_id")
 
@@ -137,7 +130,7 @@ class Dectris2(Format):
         self, parts: Sequence[Buffer], *, scratch: Scratch | None = None, received_ns: int = 0
     ) -> list[WireRecord]:
         fields = _Fields()
-        with _naming(fields):
+        with naming(fields.identity):
             fields.read(parts)
             match fields.get("type"):
                 case "image":
@@ -195,14 +188,14 @@ class Dectris2(Format):
             received_ns=received_ns,
         )
         if shape is not None:
-            self._remember(series, math.prod(shape))
+            self._announced.remember(series, math.prod(shape))
         return start
 
     def _frames(self, fields: _Fields, scratch: Scratch | None, received_ns: int) -> list[Frame]:
         series = fields.series()
         number = fields.natural("image_id")
         start_s, stop_s, real_s = (fields.rational(f"{name}_time") for name in ("start", "stop", "real"))
-        limit = self._limit(series)
+        limit = self._announced.limit(series)
         extra = fields.extra(_IMAGE_FIELDS)
         channels = fields.channels()
         if sum(math.prod(array.shape) for _, array in channels) > USUAL_CHANNELS * limit:
@@ -212,18 +205,6 @@ class Dectris2(Format):
             Frame(image, series, number, channel, start_s, stop_s, real_s, received_ns, extra)
             for channel, image in images
         ]
-
-    def _remember(self, series: SeriesKey, pixels: int) -> None:
-        with self._lock:
-            self._pixels[series] = pixels
-            self._pixels.move_to_end(series)
-            while len(self._pixels) > REMEMBERED_SERIES:
-                self._pixels.popitem(last=False)
-
-    def _limit(self, series: SeriesKey) -> int:
-        """The most pixels one image of a series may have."""
-        with self._lock:
-            return self._pixels.get(series, self.max_pixels)
 
     def _encode_start(self, start: SeriesStart) -> dict[str, Any]:
         rows, columns = start.shape or (None, None)
@@ -280,16 +261,6 @@ class Dectris2(Format):
             packed = compression.compress(self.compression, elem_size, little)
             octets = cbor2.CBORTag(_COMPRESSED, [self.compression, elem_size, packed])
         return cbor2.CBORTag(_ROW_MAJOR, [list(array.shape), cbor2.CBORTag(_TAG_OF[native], octets)])
-
-
-@contextlib.contextmanager
-def _naming(fields: _Fields) -> Iterator[None]:
-    """Write series and number on a BadFrame, as far as the message told them before it turned out bad."""
-    try:
-        yield
-    except BadFrame as error:
-        error.series, error.number = fields.identity()
-        raise
 
 
 def _datetime(content: Any) -> str:

@@ -34,10 +34,9 @@ Reasons of BadFrame are the keys of REASONS.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgpack
@@ -45,10 +44,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import messagepack
-from streamer.fields import Fields, excerpt, is_natural, plain
-from streamer.pixels import dtype_named, usable
-from streamer.records import BadConfig, BadFrame, BadInput, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.fields import Fields, excerpt, is_natural, naming, plain
+from streamer.pixels import Scratch, dtype_named, usable
+from streamer.records import BadConfig, BadFrame, BadInput, Buffer, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.wire import Format, Kind
 
 __all__ = ["LARGEST_TRAIN", "MAX_PULSES", "MODULES", "PATHS", "REASONS", "Karabo"]
 
@@ -145,6 +144,10 @@ class _Image(NamedTuple):
     metadata: Mapping[str, Any]
     array: _Array
 
+    def identity(self) -> tuple[SeriesKey, int]:
+        """Series and number."""
+        return self.series, self.number
+
 
 class Karabo(Format):
     """Karabo bridge, versions 1.0 and 2.2.
@@ -203,7 +206,7 @@ class Karabo(Format):
         image = self._find(_read(parts))
         if image is None:
             return []
-        with _naming(image.series, image.number):
+        with naming(image.identity):
             extra = {name: plain(value) for name, value in image.metadata.items() if name not in _IDENTITY}
             return [
                 Frame(usable(pixels), image.series, image.number, channel, received_ns=received_ns, extra=extra)
@@ -244,7 +247,7 @@ class Karabo(Format):
             return None
         source = sources[name]
         series, metadata = SeriesKey(0, name), source.metadata or {}
-        with _naming(series, None):
+        with naming(lambda: (series, None)):
             number = Fields(metadata).natural("timestamp.tid")
         path = source.path(self.path)
         if path is None:
@@ -327,16 +330,6 @@ class Karabo(Format):
         lacking = [axis for axis in _AXES if axis not in axes]
         turned = whole.transpose([_AXES.index(axis) for axis in (*lacking, *axes)])
         return np.ascontiguousarray(turned.reshape(turned.shape[len(lacking) :]))
-
-
-@contextlib.contextmanager
-def _naming(series: SeriesKey, number: int | None) -> Iterator[None]:
-    """Write series and number on a BadFrame."""
-    try:
-        yield
-    except BadFrame as error:
-        error.series, error.number = series, number
-        raise
 
 
 def _axes(text: str) -> tuple[str, ...]:

@@ -54,11 +54,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.fields import excerpt, is_natural
+from streamer.pixels import Scratch
 from streamer.records import (
     Account,
     Alarm,
     BadFrame,
     BadInput,
+    Buffer,
     Frame,
     Quantity,
     Result,
@@ -70,7 +72,7 @@ from streamer.records import (
     WireAccount,
     WireRecord,
 )
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.wire import Format, Kind
 
 __all__ = ["REASONS", "SCHEMA", "Results", "decode", "encode", "plain_account", "plain_alarm", "read_alarm", "topic"]
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from streamer import config
+from streamer.__main__ import app
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -38,6 +43,59 @@ def test_a_reader_that_closes_early_is_no_error(python: str, tmp_path: Path) -> 
     )
     assert json.loads(ended.stdout)["number"] == 0
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def endless(python: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `streamer` with words that do not end by themselves; what still runs after the test is killed."""
+    started = []
+
+    def streamer(*words: object) -> subprocess.Popen[str]:
+        command = [python, "-m", "streamer", *map(str, words)]
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=tmp_path, text=True, **both))
+        return started[-1]
+
+    yield streamer
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_an_analysis_that_is_told_to_end_says_what_became_of_every_frame(
+    endless: Callable[..., subprocess.Popen[str]],
+) -> None:
+    analyses = endless("analyse", "sim:saxs?detector=128k&frames=100000&rate=50")
+    assert analyses.stdout is not None
+    first = [analyses.stdout.readline() for _ in range(12)]
+    assert all(line.startswith("saxs ") for line in first)
+    analyses.send_signal(signal.SIGTERM)
+    rest, said = analyses.communicate(timeout=60)
+    assert analyses.returncode == 0, said
+    assert "one result in 1 s is shown" in said
+    *_, series, account = rest.splitlines()
+    assert series.endswith("closed by stop")
+    assert account.endswith(" 0 malformed + 0 dropped + 0 late + 0 pending")
+
+
+def test_a_stream_without_a_geometry_ends_with_what_to_do_and_does_not_wait_for_its_limit(
+    run: Run, endless: Callable[..., subprocess.Popen[str]], free_port: int
+) -> None:
+    endless("simulate", "sim:saxs?detector=128k&frames=100000&rate=50", "--to", f"array+tcp://127.0.0.1:{free_port}")
+    ended = run("analyse", f"array+tcp://127.0.0.1:{free_port}", "--limit", 5)
+    assert ended.returncode == 1, ended.stderr
+    assert "can be analysed" in ended.stderr
+    assert "the header lacks beam_center" in ended.stderr
+    assert "give a .poni (--poni)" in ended.stderr
+    assert "malformed" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["analyse", "relay", "record", "simulate"])
+def test_the_help_names_every_format(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    told = " ".join(shown.replace("│", " ").split())
+    assert f"formats: {', '.join(config.names('wire'))};" in told
 
 
 def test_watching_a_detectors_push_socket_is_refused_without_steal(run: Run) -> None:

@@ -133,7 +133,7 @@ def test_a_recording_is_replayed_to_a_recorder_byte_for_byte(start: Start, tmp_p
     [
         (("relay", "sim:saxs", "--to", "tcp://127.0.0.1:1"), "no live stream of messages"),
         (("relay", "dectris2+tcp://127.0.0.1:1", "--to", "tcp://x?sockt=pub"), "did you mean 'socket'?"),
-        (("relay", "dectris2+tcp://127.0.0.1:1", "--to", "tcp://nowhere"), "expected a free tcp://host:port"),
+        (("relay", "dectris2+tcp://127.0.0.1:1", "--to", "tcp://nowhere"), "write tcp://host:port"),
         (("replay", "one.wire", "--rate", "fast", "--to", "tcp://127.0.0.1:1"), "expected real, max, or messages"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,62 +31,7 @@ from streamer.records import (
     Status,
     WireRecord,
 )
-from streamer.sources import Message
-
-KEY = SeriesKey(7, "seven")
-
-
-def frame(number: int, value: float = 0.0, *, key: SeriesKey = KEY, channel: str = "") -> Frame:
-    return Frame(image=np.full((2, 2), value, dtype=np.float32), series=key, number=number, channel=channel)
-
-
-def series(numbers: Sequence[int], images: int | None = None) -> list[list[WireRecord] | BadFrame]:
-    """A start, frames whose pixels hold their number, and an end."""
-    announced = len(numbers) if images is None else images
-    middle: list[list[WireRecord] | BadFrame] = [[frame(number, number)] for number in numbers]
-    return [[SeriesStart(KEY, images=announced)], *middle, [SeriesEnd(KEY)]]
-
-
-@dataclass
-class ListSource:
-    """Gives what is in a list; a BadFrame in it is what decoding that message raises."""
-
-    items: list[list[WireRecord] | BadFrame]
-    url: str = "list"
-    counts: Mapping[str, int] = field(default_factory=dict)
-    may_end: threading.Event = field(default_factory=threading.Event)
-    given: int = 0
-
-    def __post_init__(self) -> None:
-        self.may_end.set()
-
-    def receive(self, timeout_s: float) -> Message | None:
-        if self.given == len(self.items):
-            if self.may_end.wait(timeout_s):
-                raise EOFError
-            return None
-        item = self.items[self.given]
-        self.given += 1
-        return Message([item], _kind(item), nbytes=100, received_ns=1)
-
-    def decode(self, message: Message, *, scratch: Any = None) -> list[WireRecord]:
-        item = message.parts[0]
-        if isinstance(item, BadFrame):
-            raise item
-        return item
-
-    def identify(self, message: Message) -> tuple[SeriesKey, int]:
-        first = message.parts[0][0]
-        return first.series, first.number
-
-    def close(self) -> None:
-        pass
-
-
-def _kind(item: list[WireRecord] | BadFrame) -> Any:
-    if isinstance(item, BadFrame) or not item:
-        return None
-    return {SeriesStart: "start", Frame: "image", SeriesEnd: "end"}[type(item[0])]
+from tests.lists import KEY, ListSource, frame, series
 
 
 class Doubling:
@@ -232,6 +176,23 @@ def test_a_series_that_does_not_fit_is_malformed_with_its_reason() -> None:
     status = run(items, MeanPixel(), Lists())
     assert status.wire.malformed == {"geometry": 3}
     assert status.closed[0].malformed == 3
+
+
+def test_an_analysis_that_cannot_use_a_series_raises_an_alarm_until_a_series_fits() -> None:
+    source = ListSource(series(range(3), images=666))
+    source.may_end.clear()
+    output = Lists()
+    pipeline = Pipeline(source, [MeanPixel()], Decider([]), [output])
+    pipeline.start()
+    wait_until(lambda: any(alarm.name == "series_unfit" for alarm in output.alarms))
+    assert pipeline.misfits == {"mean": "mean: 666 images never fit"}
+    second = SeriesKey(8, "eight")
+    source.items += [[SeriesStart(second, images=1)], [frame(0, key=second)]]
+    wait_until(lambda: any(alarm.ended is not None for alarm in output.alarms))
+    assert pipeline.misfits == {}
+    source.may_end.set()
+    assert pipeline.join().wire.malformed == {"geometry": 3}
+    assert {alarm.name for alarm in output.alarms} == {"series_unfit"}
 
 
 def test_a_start_is_begun_between_the_frames_around_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 from streamer.decide import Decider
 from streamer.ledger import Ledger
 from streamer.metrics import Metrics
-from streamer.pipeline.supervision import UNREADABLE_LOOKS, Supervision
+from streamer.pipeline.supervision import REPEATING_LOOKS, UNREADABLE_LOOKS, Supervision
 from streamer.pipeline.timing import Timing
 from streamer.queues import Queue
 from streamer.records import Alarm, BadFrame, SeriesKey, SeriesStart
@@ -116,6 +116,61 @@ def test_a_few_bad_messages_among_good_ones_are_no_alarm() -> None:
         stream.ledger.malformed("truncated", None, None, 0.0)
         stream.frames([number])
         assert "stream_unreadable" not in stream.look()
+
+
+def test_a_series_that_an_analysis_cannot_use_is_told_with_its_reason_and_is_not_unreadable() -> None:
+    stream = Watched(Quiet())
+    stream.supervision.note_fit("saxs", "no geometry: give a .poni")
+    for number in range(2 * UNREADABLE_LOOKS):
+        stream.ledger.malformed("geometry", KEY, number, 0.0)
+        alarms = stream.look()
+        assert alarms["series_unfit"].text == "saxs cannot use this series: no geometry: give a .poni"
+        assert "stream_unreadable" not in alarms
+    stream.supervision.note_fit("saxs")
+    assert "series_unfit" not in stream.look()
+
+
+def test_a_series_that_one_of_two_analyses_cannot_use_is_told_too() -> None:
+    stream = Watched(Quiet())
+    stream.supervision.note_fit("saxs")
+    stream.supervision.note_fit("rdf", "another detector")
+    stream.frames([1])
+    assert stream.look()["series_unfit"].evidence == {"analyses": ["rdf"]}
+
+
+def test_a_sender_whose_number_stands_still_is_told_what_to_look_at() -> None:
+    stream = Watched(Quiet())
+    stream.frames([1])
+    for look in range(1, REPEATING_LOOKS + 1):
+        stream.frames([1] * 10)
+        assert ("numbers_repeat" in stream.look()) == (look == REPEATING_LOOKS)
+    alarm = {one.name: one for one in stream.decider.active()}["numbers_repeat"]
+    assert alarm.text.startswith("10 of 10 frames in a second have a number that came already")
+    assert "where it takes its frame number from" in alarm.text
+    stream.look()
+    assert "numbers_repeat" in stream.look(), "silence is no cure"
+    stream.frames([2, 3])
+    assert "numbers_repeat" not in stream.look()
+
+
+@pytest.mark.parametrize("again", [5, 10])
+def test_a_detector_that_sends_a_few_frames_again_is_no_alarm(again: int) -> None:
+    stream = Watched(Quiet())
+    for look in range(4 * REPEATING_LOOKS):
+        numbers = range(10 * look, 10 * look + 10)
+        stream.frames([*numbers, *numbers[:again]])
+        assert "numbers_repeat" not in stream.look()
+
+
+def test_frames_that_a_reconnected_sender_repeats_in_one_go_are_no_alarm() -> None:
+    stream = Watched(Quiet())
+    stream.frames(range(50))
+    stream.look()
+    stream.frames([*range(50), 50])
+    assert "numbers_repeat" not in stream.look()
+    for number in range(51, 60):
+        stream.frames([number])
+        assert "numbers_repeat" not in stream.look()
 
 
 def test_a_peer_that_hangs_up_is_told_until_a_message_comes() -> None:

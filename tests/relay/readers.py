@@ -10,7 +10,9 @@ import numpy as np
 import zmq
 
 from streamer.records import Frame, SeriesEnd, SeriesKey, SeriesStart
-from streamer.relay.fanout import Delivered, Destination, Fanout
+from streamer.relay.backlog import Delivered
+from streamer.relay.destinations import Destination
+from streamer.relay.fanout import Fanout
 from streamer.sources import Message
 from streamer.wire.dectris2 import Dectris2
 

@@ -15,8 +15,8 @@ from streamer import relay
 from streamer.demo import free_ports
 from streamer.ledger import Ledger
 from streamer.records import Account, BadConfig, Frame, OutputDown, SeriesEnd, SeriesStart, StreamerError
-from streamer.relay import fanout, passing
-from streamer.relay.fanout import Delivered
+from streamer.relay import lanes, passing
+from streamer.relay.backlog import Delivered
 from streamer.sources.live import Live
 from streamer.sources.recording import Recorder
 from streamer.wire.array import Array
@@ -246,7 +246,7 @@ def test_nothing_is_replayed_before_every_reader_is_there(tmp_path):
 
 
 def test_a_replay_gives_up_on_a_reader_that_takes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(fanout, "LINGER_S", 0.1)
+    monkeypatch.setattr(lanes, "LINGER_S", 0.1)
     path = recorded(tmp_path / "run.wire", "dectris2", [image(number, is_large=True).parts for number in range(60)])
     [address] = addresses(1)
     to = [f"{address}?queue=2"]

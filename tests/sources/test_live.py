@@ -217,7 +217,13 @@ def test_a_message_above_the_limit_costs_the_connection_and_not_the_memory(detec
     live.close()
 
 
-@pytest.mark.parametrize("bad", ["dcu.id02:31001", "dcu", "carrier://pigeon", "tcp://127.0.0.1:notaport", "tcp://"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("dcu.id02:31001", "dcu", "carrier://pigeon", "inproc://here", "ws://dcu:31001", "tcp://"),
+        *("tcp://127.0.0.1:notaport", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:0", "tcp://:31001"),
+    ],
+)
 def test_an_address_that_is_none_is_refused_with_what_to_write(bad):
     with pytest.raises(BadConfig, match=r"expected tcp://host:port"):
         Live(bad, Dectris2())

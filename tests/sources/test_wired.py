@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer import config
-from streamer.records import BadFrame, Frame, Quantity, Result, SeriesEnd, SeriesKey, SeriesStart, WireRecord
+from streamer.pixels import Scratch
+from streamer.records import BadFrame, Buffer, Frame, Quantity, Result, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.sources import Message
 from streamer.sources.wired import MOST_SENDERS, REORDERED, Runs, Wired
-from streamer.wire import Buffer, Format, Kind, Scratch
+from streamer.wire import Format, Kind
 from streamer.wire.dectris2 import Dectris2
 from streamer.wire.results import Results, encode
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import tracemalloc
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -371,34 +369,6 @@ def test_what_cannot_be_sent_is_the_callers_error(frames: list[Frame]) -> None:
         Bsread().encode(frames)
 
 
-CASES = hostile.corpus("bsread")
-
-
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_hostile_message_is_refused_for_its_reason(case: hostile.Case) -> None:
-    error = refusal(case.parts)
-    assert error.reason == case.reason
-    assert error.reason in REASONS
-    assert len(str(error)) < 300
-
-
-def test_undamaged_messages_are_all_read() -> None:
-    wire = Bsread()
-    for parts in hostile.good("bsread"):
-        assert wire.kind(parts) == "image"
-        assert wire.decode(parts)
-
-
-def test_hostile_messages_take_little_memory() -> None:
-    wire = Bsread()
-    tracemalloc.start()
-    for case in CASES:
-        refusal(case.parts, wire)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20_000_000
-
-
 def test_every_truncation_of_every_part_is_refused() -> None:
     cameras = [parts for parts in hostile.good("bsread") if b"string" not in parts[1]]
     assert len(cameras) >= 8
@@ -410,25 +380,3 @@ def test_every_truncation_of_every_part_is_refused() -> None:
                     Bsread().decode(shortened)  # an empty value or time says that there is none
                 else:
                     assert refusal(shortened).reason in REASONS
-
-
-def test_ten_thousand_damaged_messages_are_read_or_refused_and_the_stream_goes_on() -> None:
-    wire, scratch = Bsread(max_pixels=10_000), Scratch(limit=10_000_000)
-    good = hostile.good("bsread")
-    verdicts: Counter[str] = Counter()
-    tracemalloc.start()
-    for parts in hostile.mutations(2023, 10_000, good):
-        scratch.reset()
-        wire.kind(parts)
-        try:
-            wire.decode(parts, scratch=scratch)
-            verdicts["read"] += 1
-        except BadFrame as error:
-            verdicts[error.reason] += 1
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert verdicts.total() == 10_000
-    assert verdicts.keys() <= REASONS.keys() | {"read"}
-    assert verdicts.keys() >= {"json", "type", "id", "field", "dtype", "shape", "size", "truncated", "compression"}
-    assert peak < 10_000_000
-    assert wire.decode(good[0])

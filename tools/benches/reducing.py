@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.graphs import can_draw
+from tools.benches import graph
 from tools.benches.frames import BINS, describe, integrator, mask, q_range, series
 from tools.benches.measure import Contestant, Report, cores, duel, rel_diff
 
@@ -68,6 +70,7 @@ def _peers(detector: str, report: Report) -> Iterator[tuple[str, Contestant]]:
     images = series(detector).images
     yield "numpy img.sum", lambda i: images[i].sum()
     yield from _sparse(detector)
+    yield from _graph(detector, report)
     yield from _midas(detector, report)
     for split in SPLITS:
         for algorithm in ALGORITHMS:
@@ -136,6 +139,15 @@ def _sparse(detector: str) -> Iterator[tuple[str, Contestant]]:
             "numpy bincount",
             lambda i: answer(np.bincount(bin_of, weights=images[i].ravel(), minlength=BINS + 1)[:BINS]),
         )
+
+
+def _graph(detector: str, report: Report) -> Iterator[tuple[str, Contestant]]:
+    """What a GPU is given, on the CPU: the reference for its answers."""
+    if not can_draw():
+        report.note("reduce", "onnxruntime graph: the package 'onnx' is missing; pip install 'streamer[cuda]'")
+        return
+    on_cpu = graph.OnDevice(detector, "cpu", batch=1)
+    yield "onnxruntime graph", lambda i: on_cpu.answer(i)
 
 
 def _midas(detector: str, report: Report) -> Iterator[tuple[str, Contestant]]:
