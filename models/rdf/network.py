@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -106,6 +107,54 @@ def selective_loss(G: Tensor, truth: Tensor) -> Tensor:
     return ((weight * (G - truth).square()).mean(dim=1) / truth.square().mean(dim=1)).mean()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A batch of measurements as the K operators of their q_max see them.
+
+    z, shrink: (B, K, m) coordinates and 1/(S² + s²).   beside: (B, 1227) what no operator can describe.
+    rotated: (B, M) coordinates in `basis`.   points: (B,) measured.   rest, surprise, evidence, weight: (B, K).
+    """
+
+    z: Tensor
+    shrink: Tensor
+    beside: Tensor
+    rotated: Tensor
+    points: Tensor
+    rest: Tensor
+    surprise: Tensor
+    evidence: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The posterior of G: Gaussians of weights `likely` (B, 2), means (B, 2, 400) and covariances
+    spread·spreadᵀ − gamma·diag(shrunk)·gammaᵀ, spread (B, 2, 400, L) and gamma (B, 2, 400, m)."""
+
+    likely: Tensor
+    means: Tensor
+    spread: Tensor
+    gamma: Tensor
+    shrunk: Tensor
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of G at every point: (B, 400) each."""
+        variances = self.spread.square().sum(3) - (self.gamma.square() @ self.shrunk[..., None])[..., 0]
+        G = (self.likely[:, :, None] * self.means).sum(1)
+        apart = (self.means - G[:, None]).square()
+        return G, (self.likely[:, :, None] * (variances.clamp(min=0) + apart)).sum(1)
+
+    def sigma_of(self, functional: Tensor) -> Tensor:
+        """σ (B,) of Σ functional·G. functional: (B, 400)."""
+        row = functional[:, None, None]
+        prior = (row @ self.spread)[:, :, 0].square().sum(2)
+        known = ((row @ self.gamma)[:, :, 0].square() * self.shrunk).sum(2)
+        each = (row[:, :, 0] * self.means).sum(2)
+        mean = (self.likely * each).sum(1, keepdim=True)
+        variance = (self.likely * ((prior - known).clamp(min=0) + (each - mean).square())).sum(1)
+        return variance.sqrt()
+
+
 class Bank(nn.Module):
     """All operators at all q_max, and both branches' answers. Buffers are float32; a batch may mix any q_max.
 
@@ -168,10 +217,31 @@ class Bank(nn.Module):
     def examine(self, F: Tensor, noise: Tensor, density: Tensor, q_max: Tensor) -> dict[str, Tensor]:
         """The outputs by name, and the `SCORES` (B, 5) that novelty is the largest of."""
         index = (q_max[:, None] >= self.q_maxima - 1e-3).sum(1).clamp(min=1) - 1
+        seen = self._seen(F, noise, density, index)
+        mixture = self._mixed(seen, index)
+        G, variance = mixture.moments()
+        rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
+        chi2, scores = self._judged(seen, noise, index)
+        wavelet = torch.einsum("bm,brm->br", seen.rotated, self.wt_kernel[index]) + self.wt_line[index]
+        return {
+            "G": G,
+            "sigma": self.of_G * variance.sqrt(),
+            "g": 1 + G / (4 * math.pi * density[:, None] * self.r),
+            "rdf": rdf,
+            "wavelet": wavelet,
+            **self._first_shell(G, rdf, mixture),
+            "wavelet_position": self._top(wavelet)[0],
+            "chi2": chi2,
+            "novelty": (scores / self.limits).amax(1),
+            "family": seen.weight[:, :FAMILY].sum(1),
+            "scores": scores,
+        }
+
+    def _seen(self, F: Tensor, noise: Tensor, density: Tensor, index: Tensor) -> Seen:
+        """The measurement in the coordinates of every operator, and how well each explains it."""
         used = (self.q <= self.q_maxima[index][:, None] + 1e-3).float()
         y = torch.cat([F / self.q * used, DENSITY_GAIN * density[:, None]], dim=1)
-        projected = y @ self.basis
-        coordinates = torch.einsum("bm,bmn->bn", projected, self.ranges[index])
+        coordinates = torch.einsum("bm,bmn->bn", y @ self.basis, self.ranges[index])
         s2 = noise.square()[:, None, None]
         P, S2 = self.P[index], self.S2[index]
         centred = coordinates[:, None] - self.mean_y[index]
@@ -184,75 +254,71 @@ class Bank(nn.Module):
         rest = (inside.square().sum(2) + beside.square().sum(1, keepdim=True)) / s2[:, :, 0]
         surprise = (z.square() * shrink).sum(2)
         evidence = -(surprise + rest + torch.log1p(S2 / s2).sum(2)) / 2
-        weight = torch.softmax(evidence, dim=1)
+        return Seen(z, shrink, beside, rotated, used.sum(1), rest, surprise, evidence, torch.softmax(evidence, dim=1))
 
-        # What two operators cannot explain no third one does: the others' weight is passed on to the likelier two.
-        likely, which = torch.topk(weight, MIXED, dim=1)
-        likely = likely / likely.sum(1, keepdim=True)
-        pair = which[:, :, None].expand(-1, -1, z.shape[2])
-        shrunk, gamma = shrink.gather(1, pair), self.gamma[index[:, None], which]
-        means = self.mean_G[which] + (gamma @ (z.gather(1, pair) * shrunk)[..., None])[..., 0]
-        spread = self.spread[which]
-        variances = spread.square().sum(3) - (gamma.square() @ shrunk[..., None])[..., 0]
-        G = (likely[:, :, None] * means).sum(1)
-        variance = (likely[:, :, None] * (variances.clamp(min=0) + (means - G[:, None]).square())).sum(1)
-        mixture = likely, means, spread, gamma, shrunk
+    def _mixed(self, seen: Seen, index: Tensor) -> Mixture:
+        """What two operators cannot explain no third one does: the others' weight is passed on to the likelier two."""
+        likely, which = torch.topk(seen.weight, MIXED, dim=1)
+        pair = which[:, :, None].expand(-1, -1, seen.z.shape[2])
+        shrunk, gamma = seen.shrink.gather(1, pair), self.gamma[index[:, None], which]
+        means = self.mean_G[which] + (gamma @ (seen.z.gather(1, pair) * shrunk)[..., None])[..., 0]
+        return Mixture(likely / likely.sum(1, keepdim=True), means, self.spread[which], gamma, shrunk)
 
-        position, slope, bend = self._top(G)
-        limit = self._limit(G, density, position)
-        inside_shell = self._window(position - BELOW_A, limit)
-        rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
+    def _first_shell(self, G: Tensor, rdf: Tensor, mixture: Mixture) -> dict[str, Tensor]:
+        """Position, height, limit and N, with the σ that the posterior of G gives to the first order.
+
+        N moves with the curve inside the shell and, where the RDF does not fall to 0 behind it, with the limit.
+        """
+        position, rise = self._top(G)
+        limit, shift = self._limit(rdf, position)
+        inside = self._window(position - BELOW_A, limit)
         step = self.r[1] - self.r[0]
-        N = (inside_shell * rdf).sum(1) * step
-        sigma_N = _spread_of(inside_shell * self.r * step, *mixture)
-        sigma_position = _spread_of(slope, *mixture) / bend
+        at_limit = ((1 - (self.r - limit[:, None]).abs() / step).clamp(min=0) * rdf).sum(1)
         search = (self.r > SEARCH_A[0]) & (self.r < SEARCH_A[1])
-        height = torch.where(search, G, torch.full_like(G, -1e9)).amax(1)
-
-        points = used.sum(1)
-        residual = rest + (z.square() * (s2 * shrink.square())).sum(2)
-        chi2 = (weight * residual).sum(1) / points
-        best = weight.argmax(1, keepdim=True)
-        freedom = self.freedom[index]
-        scores = torch.stack(
-            [
-                (beside[:, :-1].abs() / noise[:, None]).amax(1),
-                ((rest - (points[:, None] - freedom)) / torch.sqrt(2 * points[:, None])).gather(1, best)[:, 0],
-                ((surprise - freedom) / torch.sqrt(2 * freedom)).gather(1, best)[:, 0],
-                (z.square() * shrink).amax(2).sqrt().gather(1, best)[:, 0],
-                torch.where(best[:, 0] < FAMILY, evidence[:, 1] - evidence[:, 0], torch.zeros_like(noise)),
-            ],
-            dim=1,
-        )
-        wavelet = torch.einsum("bm,brm->br", rotated, self.wt_kernel[index]) + self.wt_line[index]
         return {
-            "G": G,
-            "sigma": self.of_G * variance.sqrt(),
-            "g": 1 + G / (4 * math.pi * density[:, None] * self.r),
-            "rdf": rdf,
-            "wavelet": wavelet,
             "position": position,
-            "position_sigma": self.of_position * sigma_position,
-            "height": height,
-            "wavelet_position": self._top(wavelet)[0],
-            "coordination": N,
-            "coordination_sigma": self.of_N * sigma_N,
+            "position_sigma": self.of_position * mixture.sigma_of(rise),
+            "height": torch.where(search, G, torch.full_like(G, -1e9)).amax(1),
+            "coordination": (inside * rdf).sum(1) * step,
+            "coordination_sigma": self.of_N * mixture.sigma_of(inside * self.r * step + at_limit[:, None] * shift),
             "limit": limit,
-            "chi2": chi2,
-            "novelty": (scores / self.limits).amax(1),
-            "family": weight[:, :FAMILY].sum(1),
-            "scores": scores,
         }
 
-    def _top(self, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Position of the first peak (B,), the weights (B, 400) that give its slope, and its curvature (B,)."""
+    def _judged(self, seen: Seen, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """χ² of the back-transform (B,) and the `SCORES` (B, 5)."""
+        points = seen.points
+        residual = seen.rest + (seen.z.square() * (noise.square()[:, None, None] * seen.shrink.square())).sum(2)
+        best = seen.weight.argmax(1, keepdim=True)
+        freedom = self.freedom[index]
+        scores = [
+            (seen.beside[:, :-1].abs() / noise[:, None]).amax(1),
+            ((seen.rest - (points[:, None] - freedom)) / torch.sqrt(2 * points[:, None])).gather(1, best)[:, 0],
+            ((seen.surprise - freedom) / torch.sqrt(2 * freedom)).gather(1, best)[:, 0],
+            (seen.z.square() * seen.shrink).amax(2).sqrt().gather(1, best)[:, 0],
+            torch.where(best[:, 0] < FAMILY, seen.evidence[:, 1] - seen.evidence[:, 0], torch.zeros_like(noise)),
+        ]
+        return (seen.weight * residual).sum(1) / points, torch.stack(scores, dim=1)
+
+    def _top(self, G: Tensor) -> tuple[Tensor, Tensor]:
+        """Position of the first peak (B,), and by how much a change of G moves it: (B, 400) Å per Å⁻²."""
         smooth = self._smoothed(G, POSITION_SMOOTHING_A)
         search = (self.r > SEARCH_A[0]) & (self.r < SEARCH_A[1])
+        return self._highest(smooth, search, POSITION_SMOOTHING_A)
+
+    def _limit(self, rdf: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the first shell ends (B,), and by how much a change of G moves it: (B, 400) Å per Å⁻²."""
+        smooth = -self._smoothed(rdf, LIMIT_SMOOTHING_A)
+        away = self.r - position[:, None]
+        limit, shift = self._highest(smooth, (away > BEHIND_A[0]) & (away < BEHIND_A[1]), LIMIT_SMOOTHING_A)
+        return limit, -shift * self.r
+
+    def _highest(self, smooth: Tensor, search: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """The maximum (B,) of a smoothed curve, and by how much a change of the curve before smoothing moves it."""
         top = torch.where(search, smooth, torch.full_like(smooth, -1e9)).argmax(1)
-        position, bend = self._vertex(smooth, top)
+        place, bend = self._vertex(smooth, top)
         step = self.r[1] - self.r[0]
-        ahead, behind = (_gauss(self.r - self.r[top + k][:, None], POSITION_SMOOTHING_A) for k in (1, -1))
-        return position, (ahead - behind) / 2, bend / step.square()
+        ahead, behind = (_gauss(self.r - self.r[top + k][:, None], width) for k in (1, -1))
+        return place, (ahead - behind) / 2 * (step.square() / bend)[:, None]
 
     def _smoothed(self, y: Tensor, width: float) -> Tensor:
         """(B, 400) convolved with a Gaussian, as `shell.smoothing` does where the curve does not end."""
@@ -260,13 +326,6 @@ class Bank(nn.Module):
         reach = round(4 * width / step)
         kernel = _gauss(torch.arange(-reach, reach + 1) * step, width)
         return nn.functional.conv1d(y[:, None], (kernel / kernel.sum())[None, None], padding=reach)[:, 0]
-
-    def _limit(self, G: Tensor, density: Tensor, position: Tensor) -> Tensor:
-        rdf = self.r * G + 4 * math.pi * density[:, None] * self.r.square()
-        smooth = -self._smoothed(rdf, LIMIT_SMOOTHING_A)
-        away = self.r - position[:, None]
-        behind = (away > BEHIND_A[0]) & (away < BEHIND_A[1])
-        return self._vertex(smooth, torch.where(behind, smooth, torch.full_like(smooth, -1e9)).argmax(1))[0]
 
     def _vertex(self, y: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
         """Of the parabola through the points top: its place, and minus its second difference."""
@@ -280,19 +339,6 @@ class Bank(nn.Module):
         step = self.r[1] - self.r[0]
         upper = ((high[:, None] - self.r) / step + 0.5).clamp(0, 1)
         return upper - ((low[:, None] - self.r) / step + 0.5).clamp(0, 1)
-
-
-def _spread_of(
-    functional: Tensor, likely: Tensor, means: Tensor, spread: Tensor, gamma: Tensor, shrunk: Tensor
-) -> Tensor:
-    """σ (B,) of Σ functional·G under the mixed posterior. functional: (B, 400)."""
-    row = functional[:, None, None]
-    prior = (row @ spread)[:, :, 0].square().sum(2)
-    known = ((row @ gamma)[:, :, 0].square() * shrunk).sum(2)
-    each = (row[:, :, 0] * means).sum(2)
-    mean = (likely * each).sum(1, keepdim=True)
-    variance = (likely * ((prior - known).clamp(min=0) + (each - mean).square())).sum(1)
-    return variance.sqrt()
 
 
 MIXED = 2
