@@ -36,6 +36,7 @@ from streamer.records import UNITS, BadInput, did_you_mean
 from streamer.reduce.artefacts import Artefact, bridged, find_artefacts
 from streamer.reduce.scattering import Composition, Radiation, scattering_of
 from streamer.reduce.sine import SineTransform
+from streamer.reduce.waves import reduced_structure, without_empty
 
 __all__ = [
     "Normalisation",
@@ -91,12 +92,19 @@ class StructureFactor:
     """(n,) each on q in Å⁻¹. scale: n of the normalisation, NaN for "polynomial". sigma: None where I had none."""
 
     q: Floats
-    S: Floats
     F: Floats
-    sigma_S: Floats | None
     sigma_F: Floats | None
     scale: float
     artefacts: list[Artefact] = field(default_factory=list)
+
+    @property
+    def S(self) -> Floats:
+        """1 + F/q, NaN at q = 0."""
+        return 1 + self.F / np.where(self.q > 0, self.q, np.nan)
+
+    @property
+    def sigma_S(self) -> Floats | None:
+        return None if self.sigma_F is None else self.sigma_F / np.where(self.q > 0, self.q, np.nan)
 
 
 @dataclass(frozen=True)
@@ -179,19 +187,16 @@ class PairChain:
         I = np.asarray(intensity, dtype=np.float64)
         if artefacts:
             I = bridged(I, artefacts)
-        I = (I if self._empty is None else I - self._empty)[self._used]
-        if not np.isfinite(I).all():
+        I, is_complete = without_empty(I, self._empty, self._used.start, self._used.stop)
+        if not is_complete:
             I = _filled(I)
         scale = self._scale(I)
-        raw = self._gain * I
-        F = scale * raw + self._offset
+        F = reduced_structure(I, self._gain, self._offset, scale)
         if self.normalisation == "polynomial":
             F = F - self._slow @ (self._kept * (self._slow.T @ F))
         sigma_F = None if sigma is None else np.abs(scale * self._gain) * _filled(np.asarray(sigma[self._used], float))
-        S = 1 + F * self._per_q
-        sigma_S = None if sigma_F is None else sigma_F * self._per_q
-        absolute = float("nan") if self.normalisation == "polynomial" else float(scale)
-        return StructureFactor(self.q, S, F, sigma_S, sigma_F, absolute, artefacts)
+        absolute = float("nan") if self.normalisation == "polynomial" else scale
+        return StructureFactor(self.q, F, sigma_F, absolute, artefacts)
 
     def pair_distribution(self, factor: StructureFactor) -> PairDistribution:
         """G, g and RDF of what `structure_factor` returned."""
@@ -215,7 +220,6 @@ class PairChain:
             expected = of_atoms.squared_mean
         self._gain = q / of_atoms.mean_squared
         self._offset = -self._gain * expected
-        self._per_q = 1 / np.where(q > 0, q, np.nan)
         self._per_density = 1 / (4 * np.pi * sample.density * np.where(self.r > 0, self.r, np.inf))
         self._parabola = 4 * np.pi * sample.density * self.r**2
         if self.normalisation == "krogh-moe":
@@ -269,18 +273,18 @@ class PairChain:
         """Points from 0 up to the first one measured, on the axis's own step."""
         step = float(self.q[1] - self.q[0])
         self._points_below = 0 if s_0 is None else int(self.q[0] / step + 1e-3)
-        below = np.maximum(self.q[0] - step * np.arange(self._points_below, 0, -1), 0.0)
-        self._q_all = np.concatenate([below, self.q])
-        self._below = below
-        self._s_0 = 0.0 if s_0 is None else s_0
+        q = np.maximum(self.q[0] - step * np.arange(self._points_below, 0, -1), 0.0)
+        self._q_all = np.concatenate([q, self.q])
+        if self._points_below:
+            from_zero = (q / self.q[0]) ** 2
+            self._below = q * (1 - (s_0 or 0.0)) * (from_zero - 1)
+            self._below_per_F = q * from_zero / self.q[0]
 
     def _with_origin(self, F: Floats) -> Floats:
+        """F from 0 on: S goes from S(0) to its first value with q²."""
         if not self._points_below:
             return F
-        q = self._below
-        first = 1 + F[0] / self.q[0]
-        S = self._s_0 + (first - self._s_0) * (q / self.q[0]) ** 2
-        return np.concatenate([q * (S - 1), F])
+        return np.concatenate([self._below + F[0] * self._below_per_F, F])
 
 
 def lorch(q: Floats, q_max: float) -> Floats:
@@ -326,8 +330,8 @@ def read_pattern(path: Path) -> Pattern:
 
 def _empty(
     axis: Floats, background: Floats | None, background_scale: float, container: Floats | None, container_scale: float
-) -> Floats | None:
-    total: Floats | None = None
+) -> Floats:
+    total = np.zeros(axis.size)
     for name, pattern, scale in (
         ("background", background, background_scale),
         ("container", container, container_scale),
@@ -336,7 +340,7 @@ def _empty(
             continue
         if np.shape(pattern) != axis.shape:
             raise BadInput(f"pairs: {name} has shape {np.shape(pattern)}, q {axis.shape}; measure it on the same axis")
-        total = scale * np.asarray(pattern, float) + (0.0 if total is None else total)
+        total += scale * np.asarray(pattern, float)
     return total
 
 

@@ -2,17 +2,24 @@
 
     G(r) = (2/π) Σ F(qⱼ) sin(qⱼ r) Δqⱼ           σ_G²(r) = (2/π)² Σ (σ_F(qⱼ) sin(qⱼ r) Δqⱼ)²
 
-On two uniform grids both are chirp transforms (Bluestein 1970): three FFTs of a few thousand points in place of a
-matrix of millions. The sum is the same to rounding, no matter how the steps of q and r relate; on other grids the
-matrix is used.
+Measured patterns are finer in q than waves up to r_max need, and G(r) is finer in r than waves up to q_max. So where
+both grids are uniform, the points of F are gathered on a coarse grid with Kaiser–Bessel weights, a matrix leads to
+a coarse grid in r, and from there weights of the same kind lead to r; what the weights do to a wave is divided out (the
+non-uniform Fourier transform of Greengard & Lee, SIAM Review 46 (2004) 443, on both sides). Up to far r, where that
+matrix would be large, chirps take its place (Bluestein 1970): three FFTs. Both are the sum to rounding, no matter how
+the steps of q and r relate. On other grids the whole matrix is used.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
+from streamer.reduce.waves import gathered
 
 __all__ = ["SineTransform"]
 
@@ -23,6 +30,12 @@ UNIFORM = 1e-3
 shifts the phase at r = 60 Å by 10⁻³ rad."""
 SMALL = 200_000
 """Elements of a matrix that is faster than FFTs."""
+TAPS, OVERSAMPLING = 16, 2.0
+"""Coarse points that a fine one gives to, and how much denser they are than the waves need. What is left is rounding,
+10⁻¹⁴ of Σ|F|Δq."""
+BETA = np.pi * TAPS * (1 - 1 / (2 * OVERSAMPLING))
+"""Of the Kaiser–Bessel function I₀(β√(1 − x²)): the value of Beatty, Nishimura & Pauly, IEEE Trans. Med. Imaging 24
+(2005) 799, without their correction for the few taps of images."""
 
 
 class SineTransform:
@@ -41,39 +54,86 @@ class SineTransform:
         self._weight[[0, -1]] /= 2
         if window is not None:
             self._weight = self._weight * window
-        self._matrix: Floats | None = None
-        if self.q.size * self.r.size > SMALL and _is_uniform(self.q) and _is_uniform(self.r):
-            self._chirp, self._double = _Chirp(self.q, self.r), _Chirp(self.q, 2 * self.r)
-        else:
-            self._matrix = np.sin(np.outer(self.r, self.q)) * self._weight
+        self._sines = _sums(self.q, self.r, np.sin)
+        self._cosines = _sums(self.q, 2 * self.r, np.cos)
+        self(np.zeros(self.q.size))  # compiled before the first frame
 
     def __call__(self, F: Floats) -> Floats:
         """G: (m,) Å⁻² of F: (n,) Å⁻¹."""
-        if self._matrix is not None:
-            G: Floats = self._matrix @ F
-            return G
-        return self._chirp(F * self._weight).imag
+        return self._sines(np.asarray(F, dtype=np.float64), self._weight)
 
     def sigma(self, sigma_F: Floats) -> Floats:
-        """σ of G where the points of F are independent with σ_F."""
+        """σ of G where the points of F are independent with σ_F. It is sin² x = (1 − cos 2x)/2 that is summed."""
         variance = (sigma_F * self._weight) ** 2
-        if self._matrix is not None:
-            spread = (self._matrix / self._weight) ** 2 @ variance
-        else:
-            spread = (variance.sum() - self._double(variance).real) / 2
+        spread = (variance.sum() - self._cosines(variance, np.ones_like(variance))) / 2
         sigma: Floats = np.sqrt(np.maximum(spread, 0))
         return sigma
 
 
-class _Chirp:
-    """Σ xⱼ exp(i qⱼ rₖ) on two uniform grids: jk = (j² + k² − (k − j)²)/2 makes a convolution of the sum."""
+Wave = Callable[[Floats], Floats]
+"""np.sin or np.cos."""
 
-    def __init__(self, q: Floats, r: Floats) -> None:
+
+def _sums(q: Floats, r: Floats, wave: Wave) -> Callable[[Floats, Floats], Floats]:
+    """What makes Σ wⱼ xⱼ wave(qⱼ rₖ) of x and w, by the way that is fastest on these grids."""
+    if q.size * r.size > SMALL and _is_uniform(q) and _is_uniform(r):
+        of_q = _Coarse(q, r[-1])
+        of_r = _Coarse(r, float(np.abs(of_q.grid).max()))
+        is_small = of_q.grid.size * of_r.grid.size <= SMALL and of_q.is_coarser and of_r.is_coarser
+        return _Gathered(of_q, of_r, wave) if is_small else _Chirp(q, r, wave)
+    matrix = wave(np.outer(r, q))
+    return lambda x, weight: matrix @ (weight * x)
+
+
+class _Coarse:
+    """The coarse grid that stands for a uniform fine one, for waves up to `fastest`: a distance for q, a q for r.
+
+    Blocks of `together` fine points begin at a coarse one.   grid: the coarse points, `TAPS`/2 − 1 before the first and
+    `TAPS`/2 behind the last block.   taps: (together, TAPS), what the fine points of a block share with those around.
+    is_coarser: whether there is such a grid at all.
+    """
+
+    def __init__(self, fine: Floats, fastest: float) -> None:
+        step = (fine[-1] - fine[0]) / (fine.size - 1)
+        together = int(np.pi / (OVERSAMPLING * fastest * step))
+        self.is_coarser = together > 0
+        together = max(together, 1)
+        blocks = -(-fine.size // together)
+        self.fine, self._step = fine, step * together
+        self.grid = fine[0] + self._step * (1 - TAPS // 2 + np.arange(blocks + TAPS - 1))
+        away = np.arange(1 - TAPS // 2, TAPS // 2 + 1) - np.arange(together)[:, None] / together
+        self.taps = np.i0(BETA * np.sqrt(np.maximum(1 - (2 * away / TAPS) ** 2, 0))) / np.i0(BETA)
+
+    def divisor(self, frequency: Floats) -> Floats:
+        """What the taps multiply a wave of this frequency with: the Fourier transform of the Kaiser–Bessel function."""
+        reach = TAPS * self._step / 2
+        root = np.sqrt(BETA**2 - (reach * frequency) ** 2)
+        found: Floats = 2 * reach / self._step * np.sinh(root) / (root * np.i0(BETA))
+        return found
+
+
+class _Gathered:
+    """The sums by way of two coarse grids."""
+
+    def __init__(self, q: _Coarse, r: _Coarse, wave: Wave) -> None:
+        self._q_taps, self._r_taps = q.taps, r.taps
+        self._waves = wave(np.outer(r.grid, q.grid)) / r.divisor(q.grid)
+        self._after = 1 / q.divisor(r.fine)
+
+    def __call__(self, x: Floats, weight: Floats) -> Floats:
+        found: Floats = gathered(x, weight, self._q_taps, self._waves, self._r_taps, self._after)
+        return found
+
+
+class _Chirp:
+    """The sums on two uniform grids: jk = (j² + k² − (k − j)²)/2 makes a convolution of them."""
+
+    def __init__(self, q: Floats, r: Floats, wave: Wave) -> None:
         n, m = q.size, r.size
         dq, dr = (q[-1] - q[0]) / (n - 1), (r[-1] - r[0]) / (m - 1)
         j, k = np.arange(n), np.arange(m)
         self._size = _fast_size(n + m - 1)
-        self._n, self._m = n, m
+        self._n, self._m, self._wave = n, m, wave
         self._before = np.exp(1j * (j * dq * r[0] + 0.5 * dq * dr * j.astype(np.float64) ** 2))
         self._after = np.exp(1j * (q[0] * r + 0.5 * dq * dr * k.astype(np.float64) ** 2))
         lags = np.zeros(self._size, dtype=np.complex128)
@@ -81,11 +141,12 @@ class _Chirp:
         lags[np.concatenate([k, np.arange(self._size - n + 1, self._size)])] = np.exp(-0.5j * dq * dr * lag**2)
         self._response = np.fft.fft(lags)
 
-    def __call__(self, x: Floats) -> NDArray[np.complex128]:
-        spectrum = np.fft.fft(x * self._before, self._size)
+    def __call__(self, x: Floats, weight: Floats) -> Floats:
+        spectrum = np.fft.fft(weight * x * self._before, self._size)
         spectrum *= self._response
-        found: NDArray[np.complex128] = np.fft.ifft(spectrum)[: self._m] * self._after
-        return found
+        found: Any = np.fft.ifft(spectrum)[: self._m] * self._after
+        part: Floats = found.imag if self._wave is np.sin else found.real
+        return part
 
 
 def _is_uniform(grid: Floats) -> bool:
