@@ -56,7 +56,7 @@ from models.rdf.train import FOLDER, FOLDS, read_fold
 from streamer.infer import Model, load_model
 from streamer.reduce.artefacts import find_artefacts
 from streamer.reduce.pairs import PairChain, Sample, read_pattern
-from streamer.reduce.scattering import Composition
+from streamer.reduce.scattering import Composition, scattering_of
 from streamer.reduce.sine import SineTransform
 
 Floats = NDArray[np.float64]
@@ -265,6 +265,7 @@ def _figures(errors: Mapping[str, Errors], tally: Tally) -> dict[str, Any]:
     figures |= {
         "n_test": int(sum(map(len, errors["ours"].rw))),
         "worse_than_ft_by_2mA_pct": 100 * _worse_than_ft(errors),
+        "worse_than_ft_mA_rms": _worse_than_ft_rms(errors),
         "rw_with_normalisation_errors": float(np.median(np.concatenate(tally.errors_left))),
         "folds_won": sum(won.values()),
         "folds": {str(x): {name: min(lower) for name, lower in rivals.items()} for x, rivals in tally.won.items()},
@@ -327,6 +328,16 @@ def _worse_than_ft(errors: Mapping[str, Errors]) -> float:
     """Part of the curves, q_max ≥ 16, whose first distance is over 2 mÅ further off than the sine transform's."""
     ours, ft = (errors[name].of("peak_mA", *Q_MAXIMA[1:])[0] for name in ("ours", "ft"))
     return float((ours > ft + 2).mean())
+
+
+def _worse_than_ft_rms(errors: Mapping[str, Errors]) -> float:
+    """By how many mÅ our first distance is at most further off than the sine transform's, each as the root mean square
+    over draws of the noise, among all structures and q_max ≥ 16."""
+    (ours, _, structure), (ft, _, _) = (errors[name].of("peak_mA", *Q_MAXIMA[1:]) for name in ("ours", "ft"))
+    q_max = np.concatenate(errors["ours"].q_max)
+    q_max = q_max[np.isin(q_max, Q_MAXIMA[1:])]
+    groups = [(structure == one) & (q_max == q) for one in np.unique(structure) for q in np.unique(q_max)]
+    return max(float(np.sqrt((ours[rows] ** 2).mean()) - np.sqrt((ft[rows] ** 2).mean())) for rows in groups)
 
 
 def identity(boxes: Boxes) -> float:
@@ -404,20 +415,30 @@ def on_real(model: Model, folder: Path) -> dict[str, Any]:
 
 
 def _nickel(data: Path) -> dict[str, Any]:
-    """fcc nickel fitted to our G(r) and to the one that PDFgetX3 made, with its own settings (rpoly 2, q_max 24)."""
+    """fcc nickel fitted to our G(r) and to the one that PDFgetX3 made, with its own settings (rpoly 2, q_max 24).
+
+    control: the same from the pattern that PDFgetX3's G(r) asks for in place of the published one. Of that one, single
+    reflections are stronger than in the published G(r) while their neighbours agree: (400) 1.3, (440) 1.7 and (444) 2.6
+    times. No correction that is slow in q changes that.
+    """
     pattern = read_pattern(data / "pdfstream_Ni.chi")
     rows = [line.split() for line in (data / "pdfstream_Ni.gr").read_text().splitlines() if line[:1].isdigit()]
-    r, G = np.array(rows, dtype=np.float64)[100:3101:2].T
+    all_r, all_G = np.array(rows, dtype=np.float64).T
+    r, G = all_r[100:3101:2], all_G[100:3101:2]
     sample = Sample(Composition.parse("Ni"), 4 / 3.524**3)
     chain = PairChain(
         pattern.q, pattern.unit, sample, r, q_max=24, normalisation="polynomial", r_poly=2, s_0=None, bridge=True
     )
-    factor = chain.structure_factor(pattern.intensity)
-    ours, theirs = (fit_fcc(r, one, q_max=24, a=3.524) for one in (chain.pair_distribution(factor).G, G))
+    q = pattern.q
+    F = np.sin(np.outer(q, all_r)) @ all_G * (all_r[1] - all_r[0])
+    asked_for = scattering_of(sample.composition, q, "xray").squared_mean * (1 + F / q)
+    theirs = fit_fcc(r, G, q_max=24, a=3.524)
+    ours, control = (fit_fcc(r, chain(I).G, q_max=24, a=3.524) for I in (pattern.intensity, asked_for))
     return {
         "real_ni_da_A": ours.a_A - theirs.a_A,
         "real_ni_fit_excess": ours.residual - theirs.residual,
         "real_ni_residuals": [ours.residual, theirs.residual],
+        "real_ni_control_excess": control.residual - theirs.residual,
         "real_ni_artefacts": [str(one) for one in find_artefacts(pattern.q, pattern.intensity)],
     }
 
