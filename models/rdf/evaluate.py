@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import training
-from models.rdf import strange
+from models.rdf import check, strange
 from models.rdf.baselines import Rbf, on_points_lstm, on_points_rbf, sine
 from models.rdf.lattice import fit_fcc
 from models.rdf.network import Bank, WtRdf
@@ -120,8 +120,10 @@ class Tally:
     errors_left: list[Floats] = field(default_factory=list)
 
 
-def evaluate(folder: Path, *, quick: bool, real: Path | None = None) -> dict[str, Any]:
-    """All figures. quick: fewer draws of noise and three of the four q_max, for tests."""
+def evaluate(
+    folder: Path, *, quick: bool, real: Path | None = None, compositions: Sequence[int] = COMPOSITIONS
+) -> dict[str, Any]:
+    """All figures. quick: fewer draws of noise and three of the four q_max.   compositions: which are left out in turn."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(TEST_SEED)
     draws = 4 if quick else 16
@@ -130,13 +132,13 @@ def evaluate(folder: Path, *, quick: bool, real: Path | None = None) -> dict[str
     others |= {q_max: others[q_maxima[0]] for q_max in Q_MAXIMA if q_max not in others}
     errors = {name: Errors() for name in ("ours", "ours_25", *BASELINES)}
     tally = Tally()
-    for x in COMPOSITIONS:
+    for x in compositions:
         _fold(folder, boxes, others, x, q_maxima, draws, rng, errors, tally)
     figures = _figures(errors, tally)
     model = load_model(folder, device="cpu")
     figures |= {"identity_max_diff": identity(boxes), "p99_ms": latency_ms(model, boxes)}
     if not quick:
-        figures["paper_protocol"] = paper_protocol(boxes)
+        figures |= {"paper_protocol": paper_protocol(boxes), "boxes": check.figures()}
     figures |= on_real(model, real) if real is not None and real.is_dir() else {}
     figures["conditions"] = (
         f"sigma_S = {SIGMA_S}, dQ = 0.02 1/A, Rw and coverage over 1.5-7 A, one composition left out, "
@@ -280,6 +282,7 @@ def _figures(errors: Mapping[str, Errors], tally: Tally) -> dict[str, Any]:
         "ood_worst": min(flagged, key=lambda kind: flagged[kind]),
         "false_flags": float(np.concatenate(tally.false_flags).mean()),
     }
+    figures["by_composition"] = {str(x): _of_composition(errors["ours"], x) for x in tally.won}
     names = {"ours_25": "ours_25_percent"}
     return figures | {names.get(name, name): accuracy(one) for name, one in errors.items() if name != "ours"}
 
@@ -311,6 +314,21 @@ def accuracy(errors: Errors, *, with_intervals: bool = False) -> dict[str, Any]:
         if with_intervals:
             figures[f"rw_q{q_max:g}_ci95"] = interval(values, structure)
     return figures
+
+
+def _of_composition(errors: Errors, x: int) -> dict[str, float]:
+    found = {}
+    for name, what, q_max in (
+        ("rw_q12", "rw", 12.0),
+        ("rw_q16", "rw", 16.0),
+        ("rw_q25", "rw", 25.0),
+        ("peak1_mA_q16", "peak_mA", 16.0),
+        ("n1_pct_q16", "n_pct", 16.0),
+        ("height_pct_q16", "height_pct", 16.0),
+    ):
+        values, of, _ = errors.of(what, q_max)
+        found[name] = float(np.median(values[of == x]))
+    return found
 
 
 def interval(values: Floats, structure: Floats, draws: int = 1000) -> list[float]:

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch not installed: pip install 's
 pytest.importorskip("onnx", reason="onnx not installed: pip install 'streamer[train]'")
 pytest.importorskip("glassure", reason="glassure not installed: pip install 'streamer[rdf]'")
 
-from models.rdf import evaluate, strange, structure  # noqa: E402
+from models.rdf import check, evaluate, strange, structure  # noqa: E402
 from models.rdf.baselines import sine  # noqa: E402
 from models.rdf.lattice import Fcc, fit_fcc  # noqa: E402
 from models.rdf.network import BOUNDS, OUTPUTS, WtRdf, selective_loss  # noqa: E402
@@ -234,18 +234,22 @@ def test_the_fit_finds_the_lattice_of_its_own_curve() -> None:
 
 # The card's figures.
 
+AGAIN = (5, 25)
+"""Compositions whose figures are made again: one between others, and the last one, which is the hardest."""
+
 
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
-    return evaluate.evaluate(FOLDER, quick=True)
+    return evaluate.evaluate(FOLDER, quick=True, compositions=AGAIN)
 
 
 @pytest.mark.timeout(600)
-def test_the_card_repeats_what_evaluate_finds(figures: dict[str, Any]) -> None:
-    metrics = read_card(FOLDER).metrics
-    for name in ("rw_q12", "rw_q16", "rw_q25", "height_pct_q16", "n1_pct_median", "coverage_68"):
-        assert figures[name] == pytest.approx(metrics[name], rel=0.25), name
-    assert figures["folds_won"] == metrics["folds_won"]
+@pytest.mark.parametrize("x", AGAIN)
+def test_the_card_repeats_what_evaluate_finds(figures: dict[str, Any], x: int) -> None:
+    """Fewer draws of noise than the card's: medians over six structures agree to a fifth."""
+    card, again = (one["by_composition"][str(x)] for one in (read_card(FOLDER).metrics, figures))
+    for name in ("rw_q12", "rw_q16", "rw_q25", "height_pct_q16"):
+        assert again[name] == pytest.approx(card[name], rel=0.2), name
 
 
 @pytest.mark.timeout(600)
@@ -254,7 +258,57 @@ def test_no_baseline_comes_near(figures: dict[str, Any]) -> None:
         assert figures["rw_q16"] < figures[name]["rw_q16"], name
 
 
+@pytest.mark.timeout(600)
+def test_uncertainties_hold_on_compositions_left_out(figures: dict[str, Any]) -> None:
+    for name, (least, most) in {"68": (0.5, 0.9), "95": (0.85, 1.0)}.items():
+        for what in ("", "_n1", "_peak1"):
+            assert least <= figures[f"coverage_{name}{what}"] <= most, (name, what)
+
+
+@pytest.mark.timeout(600)
+def test_strange_inputs_are_flagged_and_others_are_not(figures: dict[str, Any]) -> None:
+    assert figures["ood_flagged"] > 0.9
+    assert figures["false_flags"] < 0.15
+
+
 def test_the_keys_that_are_promised_are_there(figures: dict[str, Any]) -> None:
     promised = """identity_max_diff peak1_mA_median peak1_mA_worst n1_pct_median n1_pct_worst height_pct_q16
         height_pct_q25 rw_q12 rw_q16 rw_q25 folds_won coverage_68 coverage_95 ood_flagged p99_ms n_test seed"""
     assert set(promised.split()) <= set(figures)
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most"),
+    [
+        ("real_ni_da_A", -0.002, 0.002),
+        ("real_mg2sio4_SiO_A", 1.61, 1.63),
+        ("real_mg2sio4_MgO_A", 2.00, 2.06),
+        ("real_argon_rw", 0.0, 0.02),
+        ("real_ni_control_excess", -0.01, 0.03),
+    ],
+)
+def test_measured_patterns_give_what_is_known_of_them(
+    measured: dict[str, Any], key: str, least: float, most: float
+) -> None:
+    assert least <= measured[key] <= most
+
+
+def test_the_artefacts_of_the_nickel_pattern_are_named(measured: dict[str, Any]) -> None:
+    named = " ".join(measured["real_ni_artefacts"])
+    assert "13.17–13.24" in named
+    assert "15.87" in named
+
+
+@pytest.fixture(scope="module")
+def measured(model: Any, real_data: Any) -> dict[str, Any]:
+    found: dict[str, Any] = evaluate.on_real(model, real_data)
+    return found
+
+
+# The boxes.
+
+
+def test_the_boxes_are_as_far_from_published_values_as_the_card_says() -> None:
+    card = read_card(FOLDER).metrics["boxes"]
+    for name, figures_of_one in check.figures().items():
+        assert figures_of_one == pytest.approx(card[name], rel=1e-3), name
