@@ -7,16 +7,14 @@ What is published of a frame:
     first_position, first_coordination  of the first shell, ± σ; first_height, first_limit; wavelet_position of WT-RDF+
     peaks           how many peaks G has: a new one is what crystallisation looks like
     order           root mean square of G between 12 and 18 Å in units of what its noise makes: 1 for a glass, more
-    where
-                    order reaches far
+                    where order reaches far
     family          probability that it is one of the glasses the model knows best (its card says which)
     novelty         above 1 the curve is unlike anything learned from; `distance_shift` is how far, in σ, the first
-    distance
-                    lies from the one declared
+                    distance lies from the one declared
     chi2            of the back-transform: 1 where the model explains what was measured
     noise           σ of one point of S; noise_found, the same from wavelets of S itself
     q_max           to where F was used, Å⁻¹;  scale, of the normalisation;  artefacts, spikes and dips that were
-    bridged
+                    bridged
     frames, exposure     how many frames the answer is the average of, and their time in seconds (NaN where unknown)
 
 Averaging. A single frame is often too noisy: with `window` the counts of up to so many frames are added up, those that

@@ -15,8 +15,7 @@ Normalisations, all linear in the pattern:
     high-q       n·I ≈ ⟨f²⟩ + C beyond a cutoff, by least squares of F
     krogh-moe    the integral of q²(S − 1) is −2π²ρ₀ (Krogh-Moe 1956, Norman 1957), damped with exp(−q²/1000)
     hole         G = −4π ρ₀ r where no two atoms can be, by least squares
-    polynomial   none of the above: what varies slowly in F is taken away as q·P(q) with P of degree r_poly·q_max/π,
-    as in
+    polynomial   none of the above: what varies slowly in F is taken away as q·P(q), P of degree r_poly·q_max/π, as in
                  PDFgetX3 (Juhás et al., J. Appl. Cryst. 46 (2013) 560); needs no Compton and gives no absolute scale
 
 Everything that depends on sample and geometry alone is computed once, in `PairChain`; of a frame remain three vector
