@@ -17,7 +17,7 @@ pytest.importorskip("glassure", reason="glassure not installed: pip install 'str
 from models.rdf import check, evaluate, strange, structure  # noqa: E402
 from models.rdf.baselines import sine  # noqa: E402
 from models.rdf.lattice import Fcc, fit_fcc  # noqa: E402
-from models.rdf.network import BOUNDS, OUTPUTS, WtRdf, selective_loss  # noqa: E402
+from models.rdf.network import BOUNDS, OUTPUTS, Bank, WtRdf, selective_loss  # noqa: E402
 from models.rdf.operators import Q_MAXIMA, R_OUT, basis, estimate, fit_gaussian, on_output, to_range  # noqa: E402
 from models.rdf.shell import first_shells  # noqa: E402
 from models.rdf.simulate import COMPOSITIONS, Family, Q, box_of, broad, truths, with_errors  # noqa: E402
@@ -155,6 +155,34 @@ def test_the_posterior_covers_curves_of_its_own_family(family: Any, parts: struc
 
 def test_the_output_grid_is_the_truth_between_its_points() -> None:
     np.testing.assert_allclose(on_output(np.sin(2 * R)[None])[0], np.sin(2 * R_OUT), atol=2e-4)
+
+
+# The network's own arithmetic.
+
+
+@pytest.fixture(scope="module")
+def bank(family: Any) -> Bank:
+    gaussians = {q_max: [fit_gaussian(family, q_max)] * 2 for q_max in Q_MAXIMA}
+    return Bank(gaussians, {q_max: WtRdf(q_max) for q_max in Q_MAXIMA})
+
+
+@pytest.mark.parametrize("at", [2.3, 2.55, 2.7, 3.05])
+def test_peak_and_end_of_the_shell_move_as_their_derivatives_say(bank: Bank, family: Any, at: float) -> None:
+    """What σ of position, limit and N rests on, against the same curves with a small bump added to G."""
+    G, density = (torch.from_numpy(one[:5]).float() for one in (on_output(family.G), family.density))
+    bump = 0.05 * torch.exp(-(((bank.r - at) / 0.1) ** 2))
+
+    def found(G: Any) -> tuple[Any, ...]:
+        rdf = bank.r * G + 4 * math.pi * density[:, None] * bank.r.square()
+        position, rise = bank._top(G)
+        limit, shift = bank._limit(rdf, position)
+        return position, rise, limit, shift
+
+    position, rise, limit, shift = found(G)
+    moved, _, ended, _ = found(G + bump)
+    np.testing.assert_allclose(moved - position, (rise * bump).sum(1), rtol=0.15, atol=3e-4)
+    np.testing.assert_allclose(ended - limit, (shift * bump).sum(1), rtol=0.15, atol=3e-4)
+    assert np.abs(np.asarray([moved - position, ended - limit])).max() > 1e-3
 
 
 # The exported network.
