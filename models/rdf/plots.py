@@ -95,7 +95,6 @@ def _errors(boxes: Boxes, bank: Bank, x: int, path: Path) -> None:
 
 
 def _normal(k: float) -> float:
-
     return math.erf(k / math.sqrt(2))
 
 
