@@ -112,20 +112,22 @@ def on_points_rbf(r: Floats, G: Floats, shown: NDArray[np.bool_], *, width: floa
     return K @ np.linalg.solve(K[shown] + 1e-6 * np.eye(int(shown.sum())), G[shown])
 
 
-def on_points_lstm(r: Floats, G: Floats, shown: NDArray[np.bool_], *, seed: int, steps: int = 400) -> Floats:
-    """The paper's LSTM: from r to G along one curve, learned where it is shown."""
+def on_points_lstm(r: Floats, G: Floats, shown: NDArray[np.bool_], *, seed: int, steps: int = 1500) -> Floats:
+    """The paper's LSTM: from r (in Å) to G along one curve, in both directions, learned where it is shown."""
     torch.manual_seed(seed)
-    memory, head = nn.LSTM(1, 32, batch_first=True), nn.Linear(32, 1)
-    x = torch.from_numpy((r / r[-1])[None, :, None]).float()
+    memory, head = nn.LSTM(1, HIDDEN, batch_first=True, bidirectional=True), nn.Linear(2 * HIDDEN, 1)
+    x = torch.from_numpy(r[None, :, None]).float()
     scale = float(np.abs(G).max())
     y, rows = torch.from_numpy(G / scale).float(), torch.from_numpy(shown)
     optimiser = torch.optim.Adam([*memory.parameters(), *head.parameters()], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         said = head(memory(x)[0])[0, :, 0]
         loss = (said - y)[rows].square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
     with torch.no_grad():
         found: Floats = head(memory(x)[0])[0, :, 0].double().numpy() * scale
     return found
