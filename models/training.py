@@ -50,8 +50,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return parts
 
 
-def export(module: nn.Module, example: Tensor, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Write an ONNX file with a dynamic batch axis, weights inside, and check that it is well formed."""
+def export(
+    module: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> None:
+    """Write an ONNX file with a dynamic batch axis, weights inside, and check that it is well formed.
+
+    example: a batch for the one input, or one for each of several.
+    """
+    examples = example if isinstance(example, tuple) else (example,)
     batch = torch.export.Dim("batch", min=1)
     module.eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
@@ -59,13 +70,13 @@ def export(module: nn.Module, example: Tensor, path: Path, *, inputs: Sequence[s
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter calls what torch deprecates
         program = torch.onnx.export(
             module,
-            (example,),
+            examples,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=tuple({0: batch} for _ in examples),
         )
     proto = program.model_proto
     for entry in (*proto.graph.node, proto):

@@ -56,7 +56,7 @@ Source = Annotated[
     str,
     typer.Argument(
         help="FORMAT+tcp://HOST:PORT (formats: {formats}; options after '?': socket=sub), pva://CHANNEL,"
-        " a file or folder, a recording (.wire), or sim:saxs?…"
+        " a file or folder, a recording (.wire), sim:saxs?… or sim:glass?…"
     ),
 ]
 Device = Literal["auto", "cuda", "cpu"]

@@ -397,7 +397,7 @@ class _Reader:
             missing = [one for one in paths if not (self._folder / one).exists()]
             self.problems += [
                 f"{self._path}: source '{url}': there is no file {one}; a detector is written FORMAT+tcp://HOST:PORT"
-                f" (formats: {_listed('wire')}), a simulation sim:saxs"
+                f" (formats: {_listed('wire')}), a simulation sim:saxs or sim:glass"
                 for one in missing
             ]
 

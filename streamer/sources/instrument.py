@@ -171,7 +171,8 @@ DETECTORS = {
 class State:
     """What the beam and the sample are doing in one frame.
 
-    damage: 0 to 1. has_voids: the second population is there. sample: fraction of the beam that meets sample.
+    damage: 0 to 1. has_voids: the second population is there. crystallised, compressed: 0 to 1, of a glass.
+    sample: fraction of the beam that meets sample.
     flux: relative to normal. is_overexposed: so many photons that
     the brightest pixel of a normal frame expects three times SATURATION. stop_shift_m: of the
     beamstop, along x. is_module_dead: the last one.
@@ -179,6 +180,8 @@ class State:
 
     damage: float = 0.0
     has_voids: bool = False
+    crystallised: float = 0.0
+    compressed: float = 0.0
     sample: float = 1.0
     flux: float = 1.0
     is_overexposed: bool = False
@@ -206,6 +209,10 @@ class Instrument:
 
     A map of expected counts is kept for each thing that scatters (8 bytes per pixel), and what the state in use needs.
     """
+
+    energy_eV = ENERGY_EV
+    wavelength_A = WAVELENGTH_A
+    distance_m = DISTANCE_M
 
     def __init__(self, detector: Detector, mean: float, seed: int) -> None:
         self.detector = detector
@@ -245,6 +252,10 @@ class Instrument:
             counts += state.sample * state.damage * self._map(aggregated)
         if state.has_voids:
             counts += state.sample * self._map(voids)
+        return self._on_detector(state, counts)
+
+    def _on_detector(self, state: State, counts: Floats) -> Floats:
+        """What is left of the counts behind the beamstop, with what beam and detector make of them."""
         counts *= state.flux * self._shadow(state.stop_shift_m) * (self._overexposure if state.is_overexposed else 1)
         if state.is_module_dead:
             rows, columns = self.detector.module

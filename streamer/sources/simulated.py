@@ -1,13 +1,15 @@
-"""A simulated small-angle scattering beamline: `sim:saxs?rate=20&frames=500&detector=1M&fault=radiation_damage@150`.
+"""A simulated beamline: `sim:saxs?rate=20&frames=500&detector=1M&fault=radiation_damage@150`, or `sim:glass?mean=30`.
 
-`instrument` says what is simulated: a suspension of silica spheres on a real detector layout, counted photon by photon.
-The start message says all that a detector would: energy, distance, beam centre, and a mask with the gaps, bad pixels
-and the beamstop.
+`instrument` and `glass` say what is simulated: a suspension of silica spheres, or total scattering of a GeSe3 glass, on
+a real detector layout, counted photon by photon. The start message says all that a detector would: energy, distance,
+beam centre, and a mask with the gaps, bad pixels and the beamstop.
 
 Faults begin at a frame and last to the end or to a second frame: `void@150`, `bubble@150,beam_loss@400-450`.
 
-    radiation_damage  particles aggregate: an upturn at low q grows with the dose
-    void              a second population of larger spheres is there
+    radiation_damage  saxs: particles aggregate, an upturn at low q grows with the dose
+    void              saxs: a second population of larger spheres is there
+    crystallisation   glass: half of it crystallises within GROWTH_FRAMES
+    compression       glass: within GROWTH_FRAMES it has more neighbours, further away
     bubble            gas drifts through the beam, the sample fades and comes back within BUBBLE_FRAMES
     beam_loss         no photons
     saturation        the attenuator is out: the brightest pixels exceed the largest valid count
@@ -33,14 +35,12 @@ from streamer.pixels import Scratch
 from streamer.records import BadConfig, Frame, SeriesEnd, SeriesKey, SeriesStart, WireRecord
 from streamer.reduce.detector import Geometry, geometry_of
 from streamer.sources import Message
+from streamer.sources.glass import Glass
 from streamer.sources.instrument import (
     DETECTORS,
-    DISTANCE_M,
-    ENERGY_EV,
     NODATA,
     SATURATION,
     SHIFT_M,
-    WAVELENGTH_A,
     Instrument,
     State,
 )
@@ -58,6 +58,8 @@ DOSE_FRAMES = 40
 DOSE_STEP = 4
 """Frames between two steps of the damage; a step changes no pixel by more than a tenth of the end value."""
 BUBBLE_FRAMES = 12
+GROWTH_FRAMES = 10
+INSTRUMENTS = {"saxs": Instrument, "glass": Glass}
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,19 @@ def _bubble(state: State, age: int) -> State:
     return replace(state, sample=1 - 0.8 * float(np.sin(np.pi * phase)) ** 2)
 
 
+def _crystallised(state: State, age: int) -> State:
+    return replace(state, crystallised=0.5 * min(1.0, (age + 1) / GROWTH_FRAMES))
+
+
+def _compressed(state: State, age: int) -> State:
+    return replace(state, compressed=min(1.0, (age + 1) / GROWTH_FRAMES))
+
+
 IN_THE_BEAM: dict[str, Callable[[State, int], State]] = {
     "radiation_damage": _damaged,
     "void": lambda state, _: replace(state, has_voids=True),
+    "crystallisation": _crystallised,
+    "compression": _compressed,
     "bubble": _bubble,
     "beam_loss": lambda state, _: replace(state, flux=0.0),
     "saturation": lambda state, _: replace(state, is_overexposed=True),
@@ -92,6 +104,9 @@ IN_THE_BEAM: dict[str, Callable[[State, int], State]] = {
     "dead_module": lambda state, _: replace(state, is_module_dead=True),
 }
 """Fault → what it makes of a state, `age` frames after it began."""
+
+OF_ONE_SAMPLE = {"radiation_damage": "saxs", "void": "saxs", "crystallisation": "glass", "compression": "glass"}
+"""Fault → the only kind that can have it."""
 
 ON_THE_WIRE: dict[str, Callable[[list[int]], list[int]]] = {
     "dropped_frame": lambda numbers: [],
@@ -103,18 +118,21 @@ ON_THE_WIRE: dict[str, Callable[[list[int]], list[int]]] = {
 _FAULT = re.compile(r"(\w+)@(\d+)(?:-(\d+))?")
 
 
-def parse_faults(text: str, frames: int) -> tuple[Fault, ...]:
+def parse_faults(text: str, frames: int, kind: str = "saxs") -> tuple[Fault, ...]:
     """ "void@150,bubble@300-320" as Faults; without a second number to the end, on the wire for one frame.
 
     Raises BadConfig naming every part that is none.
     """
     faults, problems = [], []
+    known = {name for name in IN_THE_BEAM | ON_THE_WIRE if OF_ONE_SAMPLE.get(name, kind) == kind}
     for part in filter(None, text.split(",")):
         match = _FAULT.fullmatch(part.strip())
         name = match[1] if match else ""
-        if not match or name not in IN_THE_BEAM | ON_THE_WIRE:
-            known = ", ".join(IN_THE_BEAM | ON_THE_WIRE)
-            problems.append(f"simulated: fault {part!r}; expected name@frame or name@first-last, with one of: {known}")
+        if not match or name not in known:
+            problems.append(
+                f"simulated: fault {part!r}; expected name@frame or name@first-last, with one of: "
+                + ", ".join(sorted(known))
+            )
             continue
         first = int(match[2])
         last = int(match[3]) if match[3] else first if name in ON_THE_WIRE else frames - 1
@@ -157,20 +175,21 @@ def announcement(instrument: Instrument, frames: int, frame_time_s: float) -> Se
         saturation=SATURATION,
         frame_time_s=frame_time_s,
         count_time_s=frame_time_s,
-        energy_eV=ENERGY_EV,
-        wavelength_A=WAVELENGTH_A,
+        energy_eV=instrument.energy_eV,
+        wavelength_A=instrument.wavelength_A,
         beam_center=instrument.detector.beam_center,
         pixel_size_m=(pixel_m, pixel_m),
-        distance_m=DISTANCE_M,
+        distance_m=instrument.distance_m,
         mask={CHANNEL: instrument.mask},
         detector="simulated EIGER",
     )
 
 
 class Simulated(Playback):
-    """A SAXS beamline in a line of text.
+    """A beamline in a line of text.
 
-    kind: "saxs". rate: frames per second, or "max". frames: in the series. detector: "128k", "500k", "1M" or "4M".
+    kind: "saxs" or "glass". rate: frames per second, or "max". frames: in the series.
+    detector: "128k", "500k", "1M" or "4M".
     fault: what goes wrong and when (see the module's description). seed: of the photons and the bad pixels.
     mean: expected counts per good pixel and frame.
 
@@ -189,8 +208,8 @@ class Simulated(Playback):
         seed: int = 0,
         mean: float = 0.3,
     ) -> None:
-        if kind != "saxs":
-            raise BadConfig(f"simulated: there is no instrument {kind!r}; expected saxs")
+        if kind not in INSTRUMENTS:
+            raise BadConfig(f"simulated: there is no instrument {kind!r}; expected one of: {', '.join(INSTRUMENTS)}")
         if detector not in DETECTORS:
             raise BadConfig(f"simulated: there is no detector {detector!r}; expected one of: {', '.join(DETECTORS)}")
         if not 1 <= frames <= MOST_FRAMES or seed < 0 or not 0 < mean < 1000:
@@ -200,9 +219,9 @@ class Simulated(Playback):
             )
         super().__init__(f"sim:{kind}", rate)
         self.seed = seed
-        self.faults = parse_faults(fault, frames)
+        self.faults = parse_faults(fault, frames, kind)
         self.announced_frames = sum(1 for _ in wire_order(frames, self.faults))
-        self.instrument = Instrument(DETECTORS[detector], mean, seed)
+        self.instrument = INSTRUMENTS[kind](DETECTORS[detector], mean, seed)
         self.start = announcement(self.instrument, frames, self._period_s or FRAME_TIME_S)
         self._play(self._script(frames))
 
