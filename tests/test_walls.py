@@ -8,7 +8,7 @@ import pytest
 ROOMS = {
     "onnxruntime": {"streamer.infer"},
     "onnx": {"streamer.graphs"},
-    "numba": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops"},
+    "numba": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops", "streamer.reduce.paths"},
     "llvmlite": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops"},
     "pyFAI": {"streamer.reduce"},
     "prometheus_client": {"streamer.metrics", "streamer.outputs.prometheus"},
