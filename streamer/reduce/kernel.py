@@ -13,14 +13,13 @@ is given to the bin left, and taken from the bin entered.
 Sums are uint32, which hold the lowest 16 bits of HEIGHT pixels whatever these are. So pixels that are not used (gaps,
 beamstop, outside the range) may hold anything: a path enters and leaves them like a bin. A used pixel that is NODATA,
 saturated or beyond 16 bits is found by the highest of its tile; what was added for its row of the tile is then taken
-out again. Such rows, pixels that are not integers, and those in no tile, where the bins change too often for paths to
-pay, are added pixel by pixel: in blocks of BLOCK that are checked first, neighbours in sums of their own (LANES), and
+out again. Such rows, pixels that are not integers, and images too small, or with bins too narrow, for paths to pay are
+added pixel by pixel: in blocks of BLOCK that are checked first, neighbours in sums of their own (LANES), and
 only in a block with a pixel that is none with a look at each. Totals are int64 or float64, so no count is ever lost.
 
 Tried on four million uint16 and 1000 bins, and left out: pieces of up to four neighbours along a row, added at once
-(1.6 million of them, half as long again); differences of sums per piece of a path instead of per crossing (twice the
-loads per piece); sums in uint16 (bright pixels would go the slow way). What pays, besides the paths: asking for memory
-ahead, sums in whole cache lines, and a loop over the tiles that counts no references (`_add_tiles`).
+(1.6 million of them, half as long again); for every piece of a path the difference of two sums (a third longer). What
+pays, besides the paths: a loop over the tiles that counts no references (a third, see `_add_tiles`).
 
 The loops hold no interpreter lock. They are compiled by numba and kept on disk (`NUMBA_CACHE_DIR` where the package's
 own folder cannot be written). Indices are unsigned, because for signed ones numba tests at every access whether they

@@ -21,8 +21,9 @@ __all__ = ["binning_of"]
 STEPS = np.array([0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8])
 """Columns a path may step to the right from row to row; at most MARGIN. Of steps as good, the first is taken."""
 
-MOST_QUADS = 0.3
-"""Quads per pixel beyond which adding the pixels of a tile one by one is as fast."""
+MOST_QUADS = 0.18
+"""Quads per used pixel beyond which adding the pixels one by one is as fast: then there are no tiles. A choice tile by
+tile is slower than either, as stretches of single rows are."""
 
 PLACES = 4
 """In a quad."""
@@ -41,14 +42,16 @@ def binning_of(bin_of: NDArray[Any], bins: int) -> Binning:
 
 
 def _tiles_of(bin_of: NDArray[Any], bins: int) -> tuple[Tiles, NDArray[np.bool_]]:
-    """The tiles that pay, and (rows, columns) which pixels are in one."""
+    """The tiles, none if they do not pay, and (rows, columns) which pixels are in one."""
     rows, columns = bin_of.shape
     most = -(-rows // HEIGHT) * -(-columns // WIDTH)
     outlines, back = np.zeros((most, 6), dtype=np.uintp), np.zeros((most, HEIGHT), dtype=np.uint16)
-    room = int(MOST_QUADS * bin_of.size) + 2 * (HEIGHT + 1) * (WIDTH + MARGIN)
+    most_quads = int(MOST_QUADS * np.count_nonzero(bin_of != bins))
+    room = most_quads + 2 * (HEIGHT + 1) * (WIDTH + MARGIN)
     quads, keys = np.zeros(room, dtype=np.uint64), np.empty(room, dtype=np.int64)
     in_tile = np.zeros(bin_of.shape, dtype=np.bool_)
-    tile_count, quad_count = _cut(bin_of, bins, STEPS, (HEIGHT, WIDTH, MARGIN), outlines, back, quads, keys, in_tile)
+    layout = HEIGHT, WIDTH, MARGIN
+    tile_count, quad_count = _cut(bin_of, bins, STEPS, layout, most_quads, outlines, back, quads, keys, in_tile)
     found, kinds = np.unique(keys[:quad_count], return_inverse=True)
     crossings = np.stack(np.divmod(found, bins + 1), axis=1).astype(np.uint32)
     kinds = kinds.astype(np.uint16 if len(found) < 2**16 else np.uint32)
@@ -98,6 +101,7 @@ def _cut(
     bins: int,
     steps: NDArray[np.int64],
     layout: tuple[int, int, int],
+    most_quads: int,
     outlines: NDArray[np.uintp],
     back: NDArray[np.uint16],
     quads: NDArray[np.uint64],
@@ -106,7 +110,8 @@ def _cut(
 ) -> tuple[int, int]:
     """Fill what Tiles consist of, tell how many tiles and quads.
 
-    layout: HEIGHT, WIDTH, MARGIN. keys: of every quad, bin left · (bins + 1) + bin entered.
+    layout: HEIGHT, WIDTH, MARGIN. most_quads: with more, there are to be no tiles.
+    keys: of every quad, bin left · (bins + 1) + bin entered.
     """
     (height, width, margin), (rows, columns) = layout, bin_of.shape
     bands = (rows + height - 1) // height
@@ -122,13 +127,13 @@ def _cut(
             count = _cross(own, bins, steps, left - first, layout, back[tile_count], crossings, places)
             before = quad_count
             quad_count = _join(crossings[:count], places[:count], quad_count, quads, keys)
-            if before < quad_count <= before + MOST_QUADS * np.count_nonzero(own != bins):
+            if quad_count > most_quads:
+                in_tile[:] = False
+                return 0, 0
+            if quad_count > before:
                 outlines[tile_count, :5] = top * columns + first, bottom - top, left - first, before, quad_count
                 in_tile[top:bottom, left : first + width] = True
                 tile_count += 1
-            else:
-                quads[before:quad_count] = 0
-                quad_count = before
     return tile_count, quad_count
 
 
