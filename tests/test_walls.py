@@ -8,8 +8,14 @@ import pytest
 ROOMS = {
     "onnxruntime": {"streamer.infer"},
     "onnx": {"streamer.graphs"},
-    "numba": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops", "streamer.reduce.waves"},
-    "llvmlite": {"streamer.compression", "streamer.reduce.kernel", "streamer.reduce.loops", "streamer.reduce.waves"},
+    "numba": {
+        "streamer.compression",
+        "streamer.reduce.kernel",
+        "streamer.reduce.loops",
+        "streamer.reduce.paths",
+        "streamer.reduce.waves",
+    },
+    "llvmlite": {"streamer.compression", "streamer.reduce.kernel"},
     "pyFAI": {"streamer.reduce"},
     "prometheus_client": {"streamer.metrics", "streamer.outputs.prometheus"},
     "cbor2": {"streamer.wire.dectris2"},

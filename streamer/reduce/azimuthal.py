@@ -37,8 +37,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from streamer.records import BadFrame, BadInput
 from streamer.reduce.detector import Geometry, Unit
-from streamer.reduce.kernel import NARROW, Limits, binning_of, scatter_of, sums_of
+from streamer.reduce.kernel import SURE, Limits, scatter_of, sums_of
 from streamer.reduce.loops import curve_of
+from streamer.reduce.paths import binning_of
 
 __all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel", "prepare"]
 
@@ -106,7 +107,7 @@ class Binned:
             raise BadInput(f"azimuthal: found the model {sigma!r} of sigma, expected one of {expected}; change sigma")
         self.shape: tuple[int, int] = norm.shape
         self.sigma = sigma
-        self.binning = binning_of(bin_of.ravel(), bins)
+        self.binning = binning_of(bin_of, bins)
         self.norm = norm.ravel()
         self.dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
         self._sum_pixels = self.binning.per_bin()
@@ -234,7 +235,8 @@ class Integrator:
 
 def prepare(dtypes: Iterable[DTypeLike]) -> None:
     """Compile, or load from disk, what images of these dtypes need, before there is a geometry."""
-    binning, norm, no_dark = binning_of(np.arange(256) // 64, 4), np.ones(256, np.float32), np.empty(0, np.float32)
+    binning = binning_of(np.arange(256).reshape(1, 256) // 64, 4)
+    norm, no_dark = np.ones(256, np.float32), np.empty(0, np.float32)
     for dtype in dtypes:
         pixels = np.zeros(256, dtype)
         pixels.flags.writeable = False
@@ -318,12 +320,12 @@ def limits_of(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) 
         top = float(np.finfo(dtype).max)
         hole = np.nan if nodata is None else nodata
         largest = min(saturation, top) if saturation and saturation > 0 else top
-        return Limits(scalar(-top), scalar(largest), scalar(top), scalar(hole), scalar(0), has_narrow=False)
+        return Limits(scalar(-top), scalar(largest), scalar(top), scalar(hole), np.uint32(0))
     info = np.iinfo(dtype)
     top = DECTRIS_BAD_PIXEL - 1 if dtype == np.uint32 else info.max
     hole = nodata if nodata is not None and info.min <= nodata <= info.max else (info.max if dtype.kind == "u" else -1)
     if hole == top:
         top -= 1
     largest = min(saturation, top) if saturation and saturation > 0 else top
-    narrow = min(largest, NARROW)
-    return Limits(scalar(0), scalar(largest), scalar(top), scalar(hole), scalar(narrow), not 0 <= hole <= narrow)
+    sure = min(largest + 1, SURE, hole if hole >= 0 else SURE)
+    return Limits(scalar(0), scalar(largest), scalar(top), scalar(hole), np.uint32(sure))

@@ -2,26 +2,28 @@
 
 A plain histogram adds each pixel to its bin: three loads and a store per pixel, and wherever neighbours share a bin the
 second addition waits for the first. But which neighbours share a bin is known as soon as the geometry is. So the image
-is cut into *tiles*, runs of used pixels that fit the first-level cache, and each tile's pixels into *pieces*: up to
-four neighbours in one bin. Per tile and frame, vector instructions compute the sums of one, two, three and four
-neighbours at every position, and check on the way that every pixel is a measurement; then each piece is one addition.
-1000 bins on four million pixels are 1.6 million pieces. Unused pixels (gaps, beamstop, outside the range) are in no
-tile and are not read.
+is cut into *tiles*, and in each tile *paths* lead from the first row to the last, side by side, a pixel in every row,
+each row as far to the left or right of the one above as keeps most paths in their bins (`paths` chooses). Per tile and
+frame, vector instructions add up all paths from the top: a sum at every pixel. What a path collects within a bin is
+the sum where it leaves that bin, less the sum where it entered. So the sums are only needed at *crossings*, the last
+pixels before the bin changes: 1000 bins on four million pixels are 700 000. Crossings from the same bin into the same
+other one go to one counter, and four of them of a tile together make a *quad*, one addition. At the end every counter
+is given to the bin left, and taken from the bin entered.
 
-Sums of neighbours are kept as uint16, which holds four times NARROW. A tile with a pixel above NARROW, NODATA or
-saturated, pixels that are not integers, and runs too short or bins too narrow for pieces to pay are added pixel by
-pixel: in blocks of BLOCK that are checked first, neighbours in sums of their own (LANES), and only in a block with a
-pixel that is none with a look at each. Totals are uint64, int64 or float64, so no count is ever lost.
+Sums are uint32, which hold the lowest 16 bits of HEIGHT pixels whatever these are. So pixels that are not used (gaps,
+beamstop, outside the range) may hold anything: a path enters and leaves them like a bin. A used pixel that is NODATA,
+saturated or beyond 16 bits is found by the highest of its tile; what was added for its row of the tile is then taken
+out again. Such rows, pixels that are not integers, and images too small, or with bins too narrow, for paths to pay are
+added pixel by pixel: in blocks of BLOCK that are checked first, neighbours in sums of their own (LANES), and
+only in a block with a pixel that is none with a look at each. Totals are int64 or float64, so no count is ever lost.
 
-Tried on four million uint16 and 1000 bins, and left out: totals in uint32 (within 3 %, and they could overflow); sums
-of neighbours in uint32 (a third slower); longer pieces (with eight neighbours a tenth fewer pieces, for twice the sums
-to write). What pays, besides the pieces: asking for memory ahead (a third of the time where the frame is not in the
-second-level cache), sums of neighbours in whole cache lines (a fifth of writing them), and having numba put the loops
-over a tile into `_add_up` (a fifth). Indices are unsigned, because for signed ones numba tests at every access whether
-they count from the end.
+Tried on four million uint16 and 1000 bins, and left out: pieces of up to four neighbours along a row, added at once
+(1.6 million of them, half as long again); for every piece of a path the difference of two sums (a third longer). What
+pays, besides the paths: a loop over the tiles that counts no references (a third, see `_add_tiles`).
 
 The loops hold no interpreter lock. They are compiled by numba and kept on disk (`NUMBA_CACHE_DIR` where the package's
-own folder cannot be written).
+own folder cannot be written). Indices are unsigned, because for signed ones numba tests at every access whether they
+count from the end.
 """
 
 from __future__ import annotations
@@ -37,7 +39,17 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-__all__ = ["NARROW", "Binning", "Limits", "Sums", "binning_of", "scatter_of", "sums_of"]
+__all__ = ["HEIGHT", "MARGIN", "SURE", "WIDTH", "Binning", "Limits", "Sums", "Tiles", "scatter_of", "sums_of"]
+
+HEIGHT, WIDTH = 32, 128
+"""Rows and columns of a tile: its pixels and sums then take 27 kB of a first-level cache of 32 or 48 kB."""
+
+MARGIN = 16
+"""Zeros beside every row of sums, where paths come from outside: no step is longer. Rows stay in whole cache lines,
+vectors that cross lines are stored at half the speed."""
+
+SURE = 2**16
+"""Values below are added without a look: HEIGHT of them fit a uint32."""
 
 LANES = 4
 """Adding every fourth pixel to sums of its own more than doubles the speed. The loops spell the four out."""
@@ -45,71 +57,75 @@ LANES = 4
 BLOCK = 64
 """Pixels looked at together, in a loop the compiler turns into vectors, before any of them is added."""
 
-LONGEST = 4
-"""Neighbours in a piece. The loops spell the four out."""
-
-NARROW = (2**16 - 1) // LONGEST
-"""The largest count of which LONGEST together fit a uint16: 16383."""
-
-TILE = 2048
-"""Pixels in a tile: the sums of neighbours then take 16 kB of a first-level cache of 32 or 48 kB."""
-
-STRIDE = TILE + 32
-"""Distance between the rows of sums: not a multiple of 4096 bytes, or a load would seem to need an unrelated store."""
-
-SHORTEST = 16
-"""Fewer used pixels in a row are not worth a tile of pieces. At least three: `_fill`."""
-
-MOST_PIECES = 0.6
-"""Pieces per pixel beyond which adding the pixels one by one is as fast."""
-
 EXACT = {"u": np.uint64, "i": np.int64, "f": np.float64}
-"""Kind of dtype → where its values are added up without loss."""
+"""Kind of dtype → what its sums are given as. uint64 is added up as int64: no detector counts to 2⁶³."""
 
 LINE = 64
 """Bytes in a cache line."""
 
-GROUP = 16
-"""Pieces added between two requests for memory: one line of them."""
+GROUP = 8
+"""Quads added between two requests for memory: one line of them, and two rows of the next tile."""
 
-PIECES_AHEAD, PIXELS_AHEAD = 512, 1024
+QUADS_AHEAD, PIXELS_AHEAD = 64, 1024
 """How far ahead memory is asked for: a few hundred ns. The processor's own look-ahead forgets the image while a tile's
-pieces are added, and without asking a frame that comes from memory takes half as long again."""
+crossings are added."""
 
-_ROW1, _ROW2, _ROW3 = np.uintp(STRIDE), np.uintp(2 * STRIDE), np.uintp(3 * STRIDE)
+_STRIDE, _WIDTH, _MARGIN = np.uintp(WIDTH + MARGIN), np.uintp(WIDTH), np.uintp(MARGIN)
 _0, _1, _2, _3, _4 = (np.uintp(n) for n in range(5))
-_LOW, _HIGH = np.uint32(0xFFFF), np.uint32(16)
+_LOW, _16, _32, _48 = np.uint64(0xFFFF), np.uint64(16), np.uint64(32), np.uint64(48)
 
 
 class Limits(NamedTuple):
     """What counts as a measurement, in the image's dtype.
 
     smallest, largest: of the usable values. top: the largest that is a measurement, though it may be saturated.
-    hole: a value that is none. narrow: no usable value up to this one is `hole`, and none is above NARROW.
-    has_narrow: whether there is such a value.
+    hole: a value that is none. sure: uint32, at most SURE; every value below it is usable, 0 where none need be.
     """
 
     smallest: Any
     largest: Any
     top: Any
     hole: Any
-    narrow: Any
-    has_narrow: bool
+    sure: Any
+
+
+class Tiles(NamedTuple):
+    """Blocks of the image, up to HEIGHT × WIDTH pixels, with the crossings of their paths.
+
+    A place among the sums of a tile is (row + 1) · (WIDTH + MARGIN) + MARGIN + column. Place 0 is always zero.
+
+    outlines: (t, 6) uintp: first pixel, number of rows, first column whose pixels are not another tile's, where its
+        quads begin and end, and its mask.
+    back: (t, HEIGHT) uint16, distance among the sums from the pixels of a row to those before on their paths.
+    masks: (u, HEIGHT, WIDTH) uint8, 1 for pixels that are used, and the tile's own; the first is for most tiles, all 1.
+    quads: (m,) uint64, four places of 16 bits.
+    kinds: (m,) uint16 or uint32, which crossing the four are.
+    crossings: (k, 2) uint32, bin that is left and bin that is entered, `Binning.bins` for none.
+    """
+
+    outlines: NDArray[np.uintp]
+    back: NDArray[np.uint16]
+    masks: NDArray[np.uint8]
+    quads: NDArray[np.uint64]
+    kinds: NDArray[Any]
+    crossings: NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
 class Binning:
     """Which pixels belong to which bin.
 
-    bin_of: (n,) uint16 or uint32, the bin of every pixel, `bins` for pixels that are not used.
-    tiles: (t, 4) where a tile begins and ends among the pixels, and where its pieces do; none in a tile without.
-    pieces: (m,) uint32, place among the sums of neighbours · 2¹⁶ + bin.
+    columns: of the image.   bin_of: (n,) uint16 or uint32, the bin of every pixel, `bins` for those not used.
+    runs: (r, 2) uintp, where stretches of pixels begin and end that hold all used ones.
+    rest: likewise, for the used pixels that are in no tile.
     """
 
     bins: int
+    columns: int
     bin_of: NDArray[Any]
-    tiles: NDArray[np.uintp]
-    pieces: NDArray[np.uint32]
+    runs: NDArray[np.uintp]
+    rest: NDArray[np.uintp]
+    tiles: Tiles
 
     def per_bin(self, values: NDArray[np.float32] | None = None) -> NDArray[Any]:
         """(bins,) sum of (n,) values over the used pixels of each bin, float64; without values their number, int64."""
@@ -131,13 +147,23 @@ class Sums:
     lost_norm: NDArray[np.float64]
 
 
-def binning_of(bin_of: NDArray[Any], bins: int) -> Binning:
-    """Prepare (n,) bin numbers, 0 … bins − 1 or `bins` for "not used", for adding up images of n pixels."""
-    bin_of = np.ascontiguousarray(bin_of, dtype=np.uint16 if bins < 2**16 else np.uint32)
-    pieces = np.empty(len(bin_of) if bins < 2**16 else 0, dtype=np.uint32)
-    tiles = np.empty((len(bin_of) // SHORTEST + 2, 4), dtype=np.uintp)
-    tile_count, piece_count = _cut(bin_of, bins, tiles, pieces)
-    return Binning(bins, bin_of, tiles[:tile_count].copy(), pieces[:piece_count].copy())
+class Image(NamedTuple):
+    """What is added up. All arrays: (n,); dark (0,) where there is none. unused: in bin_of, "not used"."""
+
+    pixels: NDArray[Any]
+    bin_of: NDArray[Any]
+    unused: np.uint32
+    norm: NDArray[np.float32]
+    dark: NDArray[np.float32]
+    limits: Limits
+
+
+class Account(NamedTuple):
+    """Where it is added: totals (LANES, bins + 1), the last bin takes what is not used. The others: see Sums."""
+
+    totals: NDArray[Any]
+    lost: NDArray[np.int64]
+    lost_norm: NDArray[np.float64]
 
 
 def sums_of(
@@ -147,13 +173,15 @@ def sums_of(
 
     pixels, norm: (n,), pixels contiguous and read-only. dark: (n,), or (0,) where there is none.
     """
-    totals = np.zeros((LANES, binning.bins + 1), dtype=EXACT[pixels.dtype.kind])
-    lost = np.zeros((2, binning.bins), dtype=np.int64)
-    lost_norm = np.zeros((2, binning.bins))
-    _add_up(
-        pixels, binning.bin_of, binning.tiles, binning.pieces, _windows(), norm, dark, limits, totals, lost, lost_norm
-    )
-    return Sums(totals[:, : binning.bins].sum(axis=0), lost, lost_norm)
+    bins, is_integer = binning.bins, pixels.dtype.kind != "f"
+    totals = np.zeros((LANES, bins + 1), dtype=np.int64 if is_integer else np.float64)
+    image = Image(pixels, binning.bin_of, np.uint32(bins), norm, dark, limits)
+    account = Account(totals, np.zeros((2, bins), dtype=np.int64), np.zeros((2, bins)))
+    if is_integer:
+        _add_up(image, np.uintp(binning.columns), binning.tiles, binning.rest, account)
+    else:
+        _add_runs(image, binning.runs, account)
+    return Sums(totals[:, :bins].sum(axis=0).view(EXACT[pixels.dtype.kind]), account.lost, account.lost_norm)
 
 
 def scatter_of(
@@ -169,53 +197,11 @@ def scatter_of(
     intensity: (bins,), what is expected of a pixel with norm 1.
     """
     squares = np.zeros((LANES, binning.bins))
-    _add_squares(pixels, binning.bin_of, binning.tiles, norm, dark, limits, intensity, squares)
+    _add_squares(
+        Image(pixels, binning.bin_of, np.uint32(binning.bins), norm, dark, limits), binning.runs, intensity, squares
+    )
     scatter: NDArray[np.float64] = squares.sum(axis=0)
     return scatter
-
-
-def _windows() -> NDArray[np.uint16]:
-    """Room for the sums of neighbours, in whole cache lines: vectors that cross lines are stored at half the speed."""
-    room = np.empty(2 * (LONGEST + 1) * STRIDE + LINE, dtype=np.uint8)
-    offset = -room.ctypes.data % LINE
-    return room[offset : offset + 2 * (LONGEST + 1) * STRIDE].view(np.uint16)
-
-
-@numba.njit(nogil=True, cache=True)
-def _cut(bin_of: NDArray[Any], bins: int, tiles: NDArray[np.uintp], pieces: NDArray[np.uint32]) -> tuple[int, int]:
-    """Fill tiles and pieces (see Binning), tell how many. Without room for pieces, tiles go without."""
-    n, tile_count, piece_count = len(bin_of), 0, 0
-    start = run_stop = 0
-    while True:
-        if start == run_stop:
-            while start < n and bin_of[start] == bins:
-                start += 1
-            run_stop = start
-            while run_stop < n and bin_of[run_stop] != bins:
-                run_stop += 1
-        if start == n:
-            return tile_count, piece_count
-        # Tiles of equal length: a run a little longer than a tile would leave one of a few pixels.
-        tiles_left = (run_stop - start + TILE - 1) // TILE
-        stop = start + (run_stop - start) // tiles_left
-        first, i = piece_count, start
-        while len(pieces) > 0 and stop - start >= SHORTEST and i < stop:
-            length = 1
-            while length < LONGEST and i + length < stop and bin_of[i + length] == bin_of[i]:
-                length += 1
-            pieces[piece_count] = ((length - 1) * STRIDE + i - start) << 16 | bin_of[i]
-            piece_count += 1
-            i += length
-        if piece_count - first > MOST_PIECES * (stop - start):
-            piece_count = first
-        is_plain = piece_count == first
-        before = tile_count - 1
-        if is_plain and before >= 0 and tiles[before, 2] == tiles[before, 3] and start - tiles[before, 1] < BLOCK:
-            tiles[before, 1] = stop
-        else:
-            tiles[tile_count] = start, stop, first, piece_count
-            tile_count += 1
-        start = stop
 
 
 def _prefetch_code(typing_context: Any, array: Any, index: Any) -> Any:
@@ -238,111 +224,170 @@ _prefetch: Any = intrinsic(_prefetch_code)
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_up(
+def _add_up(image: Image, columns: np.uintp, tiles: Tiles, rest: NDArray[np.uintp], account: Account) -> None:
+    """Add every usable integer of an image to the total of its bin and some lane, and take account of every other."""
+    size = (HEIGHT + 1) * (WIDTH + MARGIN) + MARGIN
+    room = np.zeros(size + LINE // 4, np.uint32)
+    in_lines = -(room.ctypes.data // 4) % (LINE // 4)
+    counters, is_unsure = np.zeros(len(tiles.crossings), np.int64), np.zeros(len(tiles.outlines), np.bool_)
+    _add_tiles(
+        image.pixels,
+        columns,
+        tiles.outlines,
+        tiles.back,
+        tiles.masks,
+        tiles.quads,
+        tiles.kinds,
+        room[in_lines : in_lines + size],
+        counters,
+        image.limits.sure,
+        is_unsure,
+    )
+    totals, crossings = account.totals[0], tiles.crossings
+    for k in range(len(counters)):
+        totals[np.uintp(crossings[k, 0])] += counters[k]
+        totals[np.uintp(crossings[k, 1])] -= counters[k]
+    for t in range(len(is_unsure)):
+        if is_unsure[t]:
+            _put_right(image, columns, tiles.outlines[t], tiles.masks, account)
+    _add_runs(image, rest, account)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add_tiles(
     pixels: NDArray[Any],
-    bin_of: NDArray[Any],
-    tiles: NDArray[np.uintp],
-    pieces: NDArray[np.uint32],
-    windows: NDArray[np.uint16],
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: Limits,
-    totals: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: NDArray[np.float64],
+    columns: np.uintp,
+    outlines: NDArray[np.uintp],
+    back: NDArray[np.uint16],
+    masks: NDArray[np.uint8],
+    quads: NDArray[np.uint64],
+    kinds: NDArray[Any],
+    sums: NDArray[np.uint32],
+    counters: NDArray[np.int64],
+    sure: Any,
+    is_unsure: NDArray[np.bool_],
 ) -> None:
-    """Add every usable pixel to the total of its bin and some lane, and take account of every other.
+    """Add all crossings to their counters. sums: room for those of a tile; is_unsure: (t,) is set where `_put_right`
+    has to look.
 
-    totals: (LANES, bins + 1), the last bin takes the pixels that are not used. lost, lost_norm: see Sums.
+    Nothing in here may count references to an array, which numba does with the bus locked, and which for every row
+    takes as long as all the rest: it takes no tuples, allocates nothing, and has its loops put in, not called.
     """
-    for t in range(len(tiles)):
-        start, stop, first, last = tiles[t, 0], tiles[t, 1], tiles[t, 2], tiles[t, 3]
-        if limits.has_narrow and first < last and _fill_from(pixels[start:stop], limits, windows):
-            _add_pieces(pieces[first:last], windows, totals, pixels[stop:], stop - start)
-        else:
-            _add_blocks(start, stop, pixels, bin_of, norm, dark, limits, totals, lost, lost_norm)
+    count = len(outlines)
+    for t in range(count):
+        start, rows, first, last = outlines[t, 0], outlines[t, 1], outlines[t, 3], outlines[t, 4]
+        highest = _add_paths(pixels, start, columns, back[t], rows, sums)
+        if highest >= sure:
+            is_unsure[t] = not _are_sure(pixels, start, columns, masks[outlines[t, 5]], rows, sure)
+        ahead = outlines[min(t + 1, count - 1), 0]
+        _add_quads(quads[first:last], kinds[first:last], sums, counters, pixels, ahead, columns)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _fill_from(tile: NDArray[Any], limits: Limits, windows: NDArray[np.uint16]) -> Any:
-    """Put the sums of 1 … LONGEST neighbours from every pixel on into a row of windows each, STRIDE apart.
-
-    False if a pixel is not one up to limits.narrow; then windows mean nothing.
-    """
-    if tile.itemsize == windows.itemsize:
-        return _fill(tile, limits.smallest, limits.narrow, windows)
-    narrow = windows[LONGEST * STRIDE :]
-    lowest = highest = tile[0]
-    for i in range(np.uintp(len(tile))):
-        lowest, highest = min(lowest, tile[i]), max(highest, tile[i])
-        narrow[i] = np.uint16(tile[i])
-    if lowest < limits.smallest or highest > limits.narrow:
-        return False
-    return _fill(narrow[: len(tile)], np.uint16(0), np.uint16(NARROW), windows)
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _fill(tile: NDArray[Any], smallest: Any, largest: Any, windows: NDArray[np.uint16]) -> Any:
-    """As `_fill_from`, for at least three pixels of uint16."""
-    n = np.uintp(len(tile))
-    lowest = highest = tile[0]
-    for i in range(n - _3):
-        one, two, three, four = tile[i], tile[i + _1], tile[i + _2], tile[i + _3]
-        lowest, highest = min(lowest, one), max(highest, one)
-        windows[i] = one
-        windows[i + _ROW1] = one + two
-        windows[i + _ROW2] = one + two + three
-        windows[i + _ROW3] = one + two + three + four
-    one, two, three = tile[n - _3], tile[n - _2], tile[n - _1]
-    windows[n - _3], windows[n - _3 + _ROW1], windows[n - _3 + _ROW2] = one, one + two, one + two + three
-    windows[n - _2], windows[n - _2 + _ROW1] = two, two + three
-    windows[n - _1] = three
-    lowest, highest = min(lowest, one, two, three), max(highest, one, two, three)
-    return smallest <= lowest and highest <= largest
+def _add_paths(
+    pixels: NDArray[Any],
+    start: np.uintp,
+    columns: np.uintp,
+    back: NDArray[np.uint16],
+    rows: np.uintp,
+    sums: NDArray[np.uint32],
+) -> Any:
+    """Put the sums of the lowest 16 bits along the paths of a tile in their places; tell the highest pixel."""
+    highest = np.uint32(0)
+    place = _STRIDE + _MARGIN
+    for row in range(rows):
+        before = place - np.uintp(back[row])
+        here, above, values = (
+            sums[place : place + _WIDTH],
+            sums[before : before + _WIDTH],
+            pixels[start : start + _WIDTH],
+        )
+        for c in range(_WIDTH):
+            value = np.uint32(values[c])
+            highest = max(highest, value)
+            here[c] = np.uint32(np.uint16(value)) + above[c]
+        start += columns
+        place += _STRIDE
+    return highest
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _add_pieces(
-    pieces: NDArray[np.uint32],
-    windows: NDArray[np.uint16],
-    totals: NDArray[Any],
-    ahead: NDArray[Any],
-    tile_length: np.uintp,
+def _add_quads(
+    quads: NDArray[np.uint64],
+    kinds: NDArray[Any],
+    sums: NDArray[np.uint32],
+    counters: NDArray[np.int64],
+    pixels: NDArray[Any],
+    ahead: np.uintp,
+    columns: np.uintp,
 ) -> None:
-    """Add the pieces of a tile, and meanwhile fetch as many pixels of those ahead."""
-    lane0, lane1 = totals[0], totals[1]
-    n, group = np.uintp(len(pieces)), np.uintp(GROUP)
+    """Add the crossings of a tile to their counters, and meanwhile fetch the pixels of the tile that begins `ahead`."""
+    n, group = np.uintp(len(quads)), np.uintp(GROUP)
+    line, lines = np.uintp(LINE // pixels.itemsize), np.uintp(WIDTH * pixels.itemsize // LINE + 1)
     in_groups = n - n % group
-    fetched, step = _0, tile_length * group // n + _1
-    half = step // _2
+    rows_left = HEIGHT
     for at in range(_0, in_groups, group):
-        _prefetch(pieces, at + np.uintp(PIECES_AHEAD))
-        _prefetch(ahead, fetched)
-        _prefetch(ahead, fetched + half)
-        fetched += step
-        for k in range(_0, group, _2):
-            one, other = pieces[at + k], pieces[at + k + _1]
-            lane0[np.uintp(one & _LOW)] += windows[np.uintp(one >> _HIGH)]
-            lane1[np.uintp(other & _LOW)] += windows[np.uintp(other >> _HIGH)]
+        _prefetch(quads, at + np.uintp(QUADS_AHEAD))
+        _prefetch(kinds, at + np.uintp(QUADS_AHEAD))
+        if rows_left > 0:
+            for k in range(lines):
+                _prefetch(pixels, ahead + k * line)
+                _prefetch(pixels, ahead + columns + k * line)
+            ahead += _2 * columns
+            rows_left -= 2
+        for k in range(at, at + group):
+            quad = quads[k]
+            one, two = sums[np.uintp(quad & _LOW)], sums[np.uintp((quad >> _16) & _LOW)]
+            three, four = sums[np.uintp((quad >> _32) & _LOW)], sums[np.uintp(quad >> _48)]
+            counters[np.uintp(kinds[k])] += np.int64(np.uint32(one + two + three + four))
     for k in range(in_groups, n):
-        lane0[np.uintp(pieces[k] & _LOW)] += windows[np.uintp(pieces[k] >> _HIGH)]
+        quad = quads[k]
+        one, two = sums[np.uintp(quad & _LOW)], sums[np.uintp((quad >> _16) & _LOW)]
+        three, four = sums[np.uintp((quad >> _32) & _LOW)], sums[np.uintp(quad >> _48)]
+        counters[np.uintp(kinds[k])] += np.int64(np.uint32(one + two + three + four))
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_blocks(
-    start: np.uintp,
-    stop: np.uintp,
-    pixels: NDArray[Any],
-    bin_of: NDArray[Any],
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: Limits,
-    totals: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: NDArray[np.float64],
+def _put_right(
+    image: Image, columns: np.uintp, outline: NDArray[np.uintp], masks: NDArray[np.uint8], account: Account
 ) -> None:
-    """As `_add_up`, for the pixels start … stop − 1, by their bins."""
-    lane0, lane1, lane2, lane3 = totals[0], totals[1], totals[2], totals[3]
+    """Take out again what was added for those rows of a tile with a used pixel that is not sure to be usable."""
+    pixels, bin_of, sure, totals = image.pixels, image.bin_of, image.limits.sure, account.totals[0]
+    first, rows, own, mask = outline[0], outline[1], outline[2], masks[outline[5]]
+    for row in range(rows):
+        if not _are_sure(pixels, first + row * columns, columns, mask[row:], _1, sure):
+            start, stop = first + row * columns + own, first + row * columns + _WIDTH
+            for i in range(start, stop):
+                totals[np.uintp(bin_of[i])] -= np.int64(np.uint16(pixels[i]))
+            _add_blocks(image, start, stop, account)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _are_sure(
+    pixels: NDArray[Any], start: np.uintp, columns: np.uintp, mask: NDArray[np.uint8], rows: np.uintp, sure: Any
+) -> Any:
+    """Whether all pixels in the first rows of the mask, which begins at the pixel `start`, are below `sure`."""
+    highest = np.uint32(0)
+    for row in range(rows):
+        values, used = pixels[start : start + _WIDTH], mask[row]
+        for c in range(_WIDTH):
+            highest = max(highest, np.uint32(values[c]) * np.uint32(used[c]))
+        start += columns
+    return highest < sure
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_runs(image: Image, runs: NDArray[np.uintp], account: Account) -> None:
+    """Add the pixels of runs one by one."""
+    for r in range(len(runs)):
+        _add_blocks(image, runs[r, 0], runs[r, 1], account)
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_blocks(image: Image, start: np.uintp, stop: np.uintp, account: Account) -> None:
+    """Add every usable pixel of start … stop − 1 to the total of its bin and some lane, take account of every other."""
+    pixels, bin_of, limits = image.pixels, image.bin_of, image.limits
+    lane0, lane1, lane2, lane3 = account.totals[0], account.totals[1], account.totals[2], account.totals[3]
     block = np.uintp(BLOCK)
     in_blocks = stop - (stop - start) % block
     for at in range(start, in_blocks, block):
@@ -354,34 +399,24 @@ def _add_blocks(
         for i in range(at, at + block):
             is_doubtful |= not (limits.smallest <= pixels[i] <= limits.largest) or pixels[i] == limits.hole
         if is_doubtful:
-            _with_care(at, at + block, pixels, bin_of, norm, dark, limits, totals, lost, lost_norm)
+            _add_with_care(image, at, at + block, account)
             continue
         for i in range(at, at + block, _4):
             lane0[np.uintp(bin_of[i])] += pixels[i]
             lane1[np.uintp(bin_of[i + _1])] += pixels[i + _1]
             lane2[np.uintp(bin_of[i + _2])] += pixels[i + _2]
             lane3[np.uintp(bin_of[i + _3])] += pixels[i + _3]
-    _with_care(in_blocks, stop, pixels, bin_of, norm, dark, limits, totals, lost, lost_norm)
+    _add_with_care(image, in_blocks, stop, account)
 
 
 @numba.njit(nogil=True, cache=True)
-def _with_care(
-    start: np.uintp | int,
-    stop: np.uintp | int,
-    pixels: NDArray[Any],
-    bin_of: NDArray[Any],
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: Limits,
-    totals: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: NDArray[np.float64],
-) -> None:
+def _add_with_care(image: Image, start: np.uintp | int, stop: np.uintp | int, account: Account) -> None:
     """As `_add_blocks`, for pixels of which some are not usable."""
-    bins = lost.shape[1]
+    pixels, bin_of, unused, norm, dark, limits = image
+    totals, lost, lost_norm = account
     for i in range(start, stop):
         value, b = pixels[i], np.uintp(bin_of[i])
-        if b == bins:
+        if b == unused:
             continue
         if (limits.smallest <= value <= limits.largest) and value != limits.hole:
             totals[i % _4, b] += value
@@ -395,21 +430,15 @@ def _with_care(
 
 @numba.njit(nogil=True, cache=True)
 def _add_squares(
-    pixels: NDArray[Any],
-    bin_of: NDArray[Any],
-    tiles: NDArray[np.uintp],
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: Limits,
-    intensity: NDArray[np.float64],
-    squares: NDArray[np.float64],
+    image: Image, runs: NDArray[np.uintp], intensity: NDArray[np.float64], squares: NDArray[np.float64]
 ) -> None:
     """See `scatter_of`. squares: (LANES, bins)."""
-    bins, has_dark = len(intensity), len(dark) > 0
-    for t in range(len(tiles)):
-        for i in range(tiles[t, 0], tiles[t, 1]):
+    pixels, bin_of, unused, norm, dark, limits = image
+    has_dark = len(dark) > 0
+    for r in range(len(runs)):
+        for i in range(runs[r, 0], runs[r, 1]):
             value, b = pixels[i], np.uintp(bin_of[i])
-            if b == bins or not (limits.smallest <= value <= limits.largest) or value == limits.hole:
+            if b == unused or not (limits.smallest <= value <= limits.largest) or value == limits.hole:
                 continue
             signal = np.float64(value) - np.float64(dark[i]) if has_dark else np.float64(value)
             off = signal - intensity[b] * np.float64(norm[i])
