@@ -56,7 +56,9 @@ class Evidence(nn.Module):
         z, weight, u = ((self.combined @ powers) * known).split(1, 1)
         flux, kappa = stability_factor(u)
         scale = torch.sinh(scale / measured) * has
-        said = self.bank(z + scale * flux, weight, flux, kappa)
+        # Along the sample's own curve there is what the fitted scale took out and what it left; κ of it can be seen.
+        left_along = (z * flux).sum(-1, keepdim=True)
+        said = self.bank(z + (scale - (1 - kappa) * left_along) * flux, weight, flux, kappa)
         noise = said.log_noise.exp()
         left, plain = likeliest(said.gain, said.residual), z / noise
         # The bank knows its curves to TOLERANCE: of a bright defect it leaves that much, and it is no news.

@@ -347,9 +347,9 @@ def _compared(graph: Graph, I: str, sigma: str, measured: str, points: int) -> _
     difference = graph("Sub", I, I_ref)
     below = total(product(weight, I_ref))
     s = graph("Div", total(product(weight, difference)), below)
-    counted = graph("Div", total(product(weight, weight, expected)), product(below, below))
-    spread = graph("Sqrt", graph("Add", counted, product(stability, stability)))
-    root = graph("Sqrt", graph("Add", product(f2, graph("Add", own, theirs)), beyond))
+    variance = graph("Add", product(f2, graph("Add", own, theirs)), beyond)
+    root, information = graph("Sqrt", variance), total(product(graph("Div", product(I_ref, I_ref), variance), flags))
+    spread = graph("Sqrt", graph("Add", graph("Div", one, information), product(stability, stability)))
     z = graph("Div", graph("Sub", difference, product(s, I_ref)), root)
     return _Compared(known, I_ref, z, root, graph("Where", has, graph("Div", s, spread), zero))
 

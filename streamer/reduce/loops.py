@@ -89,8 +89,8 @@ def rebin_rows(
 def compare_rows(
     I: Floats, sigma: Floats, I_ref: Floats, sigma_ref: Floats, noise: float, systematic: float
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """`reference.compare`: z, √v (rows, n), NaN where not known; s and its uncertainty from counting and from the
-    scatter about it (rows,), NaN where nothing is known.
+    """`reference.compare`: z, √v (rows, n), NaN where not known; s, σ_s from counting and what s is known to if the
+    scatter about it is believed as well (rows,), NaN where nothing is known.
 
     I, sigma: (rows, n). I_ref, sigma_ref: (rows, n), or (1, n) for all rows. noise: f. systematic: ε.
     """
@@ -123,14 +123,16 @@ def compare_rows(
             above += w * (value[i] - theirs[i])
             below += w * theirs[i]
             variance += w**2 * expected[k]
-        s, scatter = above / below, 0.0
+        s, scatter, information = above / below, 0.0, 0.0
         for k in range(count):
             i, w = known[k], _of_neighbours(weight, k, count)
             left = value[i] - (1 + s) * theirs[i]
             root[row, i] = np.sqrt(f2 * (error[i] ** 2 + their_error[i] ** 2) + (systematic * theirs[i]) ** 2)
             z[row, i] = left / root[row, i]
             scatter += (w * left / max(1 - w * theirs[i] / below, 0.1)) ** 2
-        scale[row], counted[row], scattered[row] = s, np.sqrt(variance) / abs(below), np.sqrt(scatter) / abs(below)
+            information += (theirs[i] / root[row, i]) ** 2
+        scale[row], counted[row] = s, 1 / np.sqrt(information)
+        scattered[row] = np.sqrt(max(variance, scatter)) / abs(below)
     return z, root, scale, counted, scattered
 
 

@@ -12,9 +12,9 @@ w is I_ref/v₀ of the two neighbouring points. v₀ is what v would be if the f
 shorter it was exposed. A point's own counts must not weigh it: where they happen to be few, so is σ; and where the
 reference is faint, it would be compared with its own noise. Either pulls s down by several σ.
 
-How far s lies from 0, beside the uncertainty that counting leaves and the stability of the flux, is a number of its own
-(`excess`). What is published as σ of the scale is not less than what the scatter about it says (White's estimator,
-Econometrica 48 (1980) 817). f is the noise factor: the frames of the reference scatter by f times their σ. ε is what
+How far s lies from 0, beside what counting leaves uncertain of it, σ_s = (Σ I_ref²/v)^(−1/2), and the stability of the
+flux, is a number of its own (`excess`). What is published as σ of the scale is not less than what the scatter about it
+says (White's estimator, Econometrica 48 (1980) 817). f is the noise factor: the frames of the reference scatter by f times their σ. ε is what
 flat field, spline and monitor leave behind from frame to frame, which no counting statistics knows.
 
 Every array may carry leading dimensions; the last is q, on the network's grid. "Not measured" is NaN in I and σ. Bins
@@ -111,8 +111,8 @@ def compare(I: Floats, sigma: Floats, reference: Reference, stability: float = F
         reference.noise,
         SYSTEMATIC,
     )
-    excess, sigma_s = s / np.hypot(counted, stability), np.maximum(counted, scattered)
-    scale, sigma_scale, excess = (values.reshape(shape[:-1]) for values in (s, sigma_s, excess))
+    excess = s / np.hypot(counted, stability)
+    scale, sigma_scale, excess = (values.reshape(shape[:-1]) for values in (s, scattered, excess))
     return Comparison(z.reshape(shape), root.reshape(shape), scale, sigma_scale, excess)
 
 
