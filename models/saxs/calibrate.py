@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, nll_loss
 
 from models.saxs import pool
 from models.saxs.evidence import BANDS
-from models.saxs.network import CLASS_COUNT, KNOTS, Calibration, Exported, fuse, surprise
+from models.saxs.network import CLASS_COUNT, KNOTS, Calibration, Exported, add, fuse, surprise
 from models.saxs.pool import Shard
 
 NORMAL = [0, 1, 3]
@@ -93,7 +93,7 @@ def table(scores: Tensor) -> Tensor:
 def known_tables(scores: Tensor) -> Tensor:
     """(4, 2, KNOTS): density, residual and strangeness of known curves, (n, ≥ 3), and their fusion."""
     each = torch.stack([table(scores[:, k]) for k in range(3)])
-    return torch.cat((each, table(fuse(surprise(scores[:, :3], each)))[None]))
+    return torch.cat((each, table(add(surprise(scores[:, :3], each)))[None]))
 
 
 def normal_table(size: Tensor) -> Tensor:

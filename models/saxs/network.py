@@ -196,8 +196,14 @@ class Tables(nn.Module):
 
 def fuse(parts: Tensor, *, keepdim: bool = False) -> Tensor:
     """One surprise of several, (…, n) → (…): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
-    needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p."""
+    needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p: for what any one
+    score alone may find. What all of them see a little of is found by Fisher's sum, `add`."""
     return torch.logsumexp(parts * math.log(10), -1, keepdim) / math.log(10) - math.log10(parts.shape[-1])
+
+
+def add(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+    """Fisher's combination, Σ −log10 p, (…, n) → (…). The scores depend on each other: only its table makes it a p."""
+    return parts.sum(-1, keepdim)
 
 
 class Exported(nn.Module):
@@ -263,10 +269,6 @@ class Exported(nn.Module):
             self.register_buffer(name, getattr(calibration, name))
         self.each = Tables(torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands)))
         self.together = Tables(torch.stack((self.normal[3], self.known[3])))
-        # Which of `each` are fused: three for a normal frame, three for a known one.
-        fused = torch.full((2, len(self.each.least)), -1e9)
-        fused[0, :3] = fused[1, 4:7] = math.log10(len(self.each.least) / 3)
-        self.register_buffer("fused", fused)
 
     def embeddings(self, x: Tensor, features: Tensor) -> Tensor:
         """(draws, b, e), or (b, e) where the trunk has no posterior."""
@@ -326,7 +328,9 @@ class Exported(nn.Module):
         asked = scores.index_select(-1, torch.tensor([0, 1, 3, 0, 0, 1, 2]))
         _, news, D = scores.split((4, BANDS + 1, 1), -1)
         said = self.each(torch.cat((asked, news.abs()), -1)[..., None])
-        together = self.together(fuse(said[:, None] + self.fused, keepdim=True))
+        normal, _, known, bands = said.split((3, 1, 3, BANDS + 1), -1)
+        both = torch.cat((fuse(normal, keepdim=True), add(known, keepdim=True)), -1)
+        together = self.together(both[..., None])
         return (
             classes,
             sigmas[0],
@@ -338,7 +342,7 @@ class Exported(nn.Module):
             aleatoric,
             (total - aleatoric).clamp(min=0),
             asked[:, :3],
-            news.sign() * said[:, 7:],
+            news.sign() * bands,
             D[:, 0],
             torch.where(x[:, 4].amax(-1) > 0, together[:, 0], said[:, 3]),
             together[:, 1],
