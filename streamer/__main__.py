@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 something broke, 2 what was asked is wrong (see `streamer.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import tempfile
@@ -153,7 +154,7 @@ def demo(
     show = Demo(folder, seconds=seconds, rate=rate, detector=detector, on_note=lambda text: err.print(text))
     view = Blind() if as_json else Terminal()
     if isinstance(view, Terminal):
-        view.show_limits({"saxs.anomaly": 0.9})
+        view.show_limits({"saxs.novelty": 3.0})
     account = show.run(view)
     if as_json:
         print_json(account)
@@ -366,6 +367,47 @@ def watch(
             onlooker.look_at_source(address, view, steal=steal, seconds=seconds, stop=lambda: bool(stopped))
         else:
             onlooker.look_at_service(address, view, seconds=seconds, stop=lambda: bool(stopped))
+
+
+@app.command()
+def commission(
+    analysis: Annotated[Literal["saxs"], typer.Argument(help="The question whose normal is learned.")],
+    source: Source,
+    frames: Annotated[int, typer.Option(min=20, help="How many frames of the sample in order.")] = 300,
+    alpha: Annotated[float, typer.Option(help="Share of false alarms among single frames that is asked for.")] = 5e-5,
+    file: Annotated[Path | None, typer.Option("--out", help="Where it is written; beside the model's card.")] = None,
+    poni: Annotated[Path | None, typer.Option(help="pyFAI geometry.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Pixels not to be used: .npy or an image file.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", help="Any key of its table: --set bins=500.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn what is normal from your own frames: reference, noise, limits for the false alarms you can bear."""
+    from streamer import commission as learning
+    from streamer.reduce.commissioned import write_commissioned
+
+    log_to_stderr(as_json=as_json, quiet=True)
+    options: dict[str, Any] = {"poni": poni, "mask": mask, **_settings(option or [])}
+    given = {key: value for key, value in options.items() if value is not None}
+    learned = learning.commission(source, frames=frames, alpha=alpha, **given)
+    path = file or learning.default_path(str(given.get("model", analysis)))
+    write_commissioned(path, learned.what)
+    limit, what = learned.limit, learned.what
+    if as_json:
+        print_json(
+            {"file": str(path), "frames": learned.frames, "noise": what.reference.noise, "stability": what.stability}
+            | {"alpha": alpha, "novelty": limit.score, "is_extrapolated": limit.is_extrapolated}
+            | {"frames_needed": limit.frames_needed, "changed": learned.changed}
+        )
+        return
+    out.print(f'{path}: commissioned = "{path}" in [analyse.{analysis}] uses it')
+    out.print(
+        f"  {learned.frames} frames; they scatter {what.reference.noise:.2f} times their σ, "
+        f"the flux by {what.stability:.2%}"
+    )
+    reach = f"extrapolated: {limit.frames_needed} frames would measure it" if limit.is_extrapolated else "measured"
+    out.print(f"  one false alarm in {1 / alpha:.0f} frames: novelty > {-math.log10(alpha):.2f} ({reach})")
+    if learned.changed > 1:
+        err.print("  these frames change as they go: take them from a sample in order", style="bold yellow")
 
 
 @app.command()

@@ -28,12 +28,18 @@ from typing import Literal, cast
 import numpy as np
 
 from streamer.records import Alarm, BadConfig, BadInput, Quantity, Result, Severity
+from streamer.sequential import Bank, Still
 
 __all__ = ["Decider", "Rule", "Verdict"]
 
 Evidence = Mapping[str, float | int | str | list[float] | list[int]]
 
 EVIDENCE_FRAMES = 100  # an alarm travels to every output at once: it names this many frames at most, the latest ones
+
+
+HALF_FORGOTTEN = 0.5
+"""Of its limit: where a sum that remembers lets its alarm end, if the rule does not say. It falls slowly once all is
+well again, and flickers about the limit while all is not."""
 
 
 class Verdict(enum.Enum):
@@ -57,6 +63,10 @@ class Rule:
     clear_below, clear_above: the alarm ends when the value itself, without its σ, is at or on the safe side of this;
         the limit where not given. A growing σ alone thus never ends an alarm.
     clear_frames: so many frames in a row before it ends; as many as for_frames where not given.
+    test: "limit" compares the value itself. The others remember: "step" is a bank of CUSUMs for a score that rises,
+        "drift" one for a score that leaves 0 to either side, and their value is the largest sum over its own
+        limit; both take standard normal scores. "stall" counts frames with the very same value.
+    false_alarm_every: frames, on average, to a false alarm of "step" or "drift"; their limits follow from it.
     text: what the operator should do about it.
 
     Raises BadConfig with every finding, each naming the key, what was found and what was expected.
@@ -71,10 +81,14 @@ class Rule:
     clear_below: float | None = None
     clear_above: float | None = None
     clear_frames: int | None = None
+    test: Literal["limit", "step", "drift", "stall"] = "limit"
+    false_alarm_every: float = 1e7
     severity: Literal["MINOR", "MAJOR"] = "MAJOR"
     text: str = ""
 
     def __post_init__(self) -> None:
+        if self.test != "limit" and self.above is None and self.below is None:
+            object.__setattr__(self, "above", 1.0)
         problems = [*self._wrong_words(), *self._wrong_numbers(), *self._wrong_limits()]
         if problems:
             raise BadConfig(*(f"[alarm.{self.name}] {problem}" for problem in problems))
@@ -103,12 +117,25 @@ class Rule:
     def clear_limit(self) -> float:
         """The value at which the alarm may end."""
         given = self.clear_below if self.side > 0 else self.clear_above
-        return self.limit if given is None else given
+        if given is not None:
+            return given
+        return HALF_FORGOTTEN if self.test in ("step", "drift") else self.limit
 
     @property
     def frames_to_end(self) -> int:
         """`clear_frames`, or `for_frames` where it is not given."""
         return self.for_frames if self.clear_frames is None else self.clear_frames
+
+    def detector(self) -> Bank | Still | None:
+        """What remembers for this rule; None where the value itself is compared."""
+        match self.test:
+            case "step":
+                return Bank(self.false_alarm_every)
+            case "drift":
+                return Bank(self.false_alarm_every, is_two_sided=True)
+            case "stall":
+                return Still()
+        return None
 
     def judge(self, quantity: Quantity | None) -> Verdict:
         """What one measurement tells this rule; None where the analysis did not give the quantity.
@@ -161,6 +188,10 @@ class Rule:
             yield f"key 'for_frames': found {self.for_frames}, expected 1 or more"
         if self.clear_frames is not None and self.clear_frames < 1:
             yield f"key 'clear_frames': found {self.clear_frames}, expected 1 or more"
+        if self.test != "limit" and self.sigma:
+            yield f"key 'sigma': found {self.sigma} beside test = '{self.test}', expected none: its σ is within"
+        if not self.false_alarm_every >= 100:
+            yield f"key 'false_alarm_every': found {self.false_alarm_every:g} frames, expected 100 or more"
 
     def _wrong_limits(self) -> Iterable[str]:
         if (self.above is None) == (self.below is None):
@@ -196,11 +227,13 @@ class _Watch:
     clearing: int = 0
     exceeded: deque[tuple[int, float]] = field(default_factory=deque)
     unseen: deque[int] = field(default_factory=deque)
+    detector: Bank | Still | None = None
 
     def __post_init__(self) -> None:
         length = min(self.rule.for_frames, EVIDENCE_FRAMES)
         self.exceeded = deque(maxlen=length)
         self.unseen = deque(maxlen=length)
+        self.detector = self.rule.detector()
 
     @property
     def severity(self) -> Severity:
@@ -211,6 +244,7 @@ class _Watch:
     def see(self, number: int, quantity: Quantity | None) -> bool:
         """Count one frame. Returns whether the severity changed."""
         before = self.severity
+        quantity = self._remembered(quantity)
         verdict = self.rule.judge(quantity)
         if quantity is None or verdict is Verdict.UNKNOWN:
             self._count_unknown(number)
@@ -218,6 +252,12 @@ class _Watch:
             self._count_known(number, float(quantity.value), verdict)
         self._settle()
         return self.severity is not before
+
+    def _remembered(self, quantity: Quantity | None) -> Quantity | None:
+        """The quantity, or what a test that remembers makes of it."""
+        if self.detector is None or quantity is None or self.rule.why_unknown(quantity):
+            return quantity
+        return Quantity(float(self.detector.see(float(quantity.value))))
 
     def start_over(self) -> None:
         """Forget the counts: the next change has its whole delay before it."""

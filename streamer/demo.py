@@ -43,15 +43,15 @@ quarantine  = "quarantine"
 poni = "detector.poni"                  # pyFAI geometry
 mask = "mask.npy"
 bins = 1000
+reference_frames = 20                   # the first frames show the sample in order
 
 [alarm.radiation_damage]
-watch       = "saxs.anomaly"
-above       = 0.9                       # fires when anomaly - sigma * its uncertainty > above ...
-sigma       = 2
-for_frames  = 5                         # ... for five frames in a row
-clear_below = 0.7
+watch       = "saxs.novelty"            # -log10 p: one in 10^novelty frames in order is as strange ...
+above       = 3
+for_frames  = 5                         # ... five in a row are none of them
+clear_below = 1
 severity    = "MAJOR"
-text        = "The curve left the family of normal samples: move to a fresh spot."
+text        = "The sample is no longer what it was: move to a fresh spot."
 
 [publish.zeromq]
 address = "tcp://127.0.0.1:{results_port}"

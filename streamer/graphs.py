@@ -21,10 +21,13 @@ from streamer.records import BadModel
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FRAMES", "LIMITS", "SLOT", "Graph", "can_draw"]
+__all__ = ["BESIDE", "FRAMES", "LIMITS", "REFERENCE", "SLOT", "Graph", "can_draw"]
 
 FRAMES, SLOT, LIMITS = "frames", "slot", "limits"
 """The inputs of a graph that takes raw frames: those that wait, which of them are meant, and what is a measurement."""
+
+REFERENCE, BESIDE = "reference", "beside"
+"""Further inputs: the curve each frame is judged beside, and numbers that belong to it."""
 
 OPSET = 18
 """From here on the axes of every reduction are an input, as they are written here."""

@@ -255,6 +255,8 @@ class Quantity:
         return f"Quantity({float(self.value):.6g}{sigma}{unit})"
 
     def __post_init__(self) -> None:
+        if isinstance(self.value, float) and (self.sigma is None or isinstance(self.sigma, float)) and not self.axes:
+            return  # most of the fifty that a frame brings: what follows is twenty times as slow
         shape = np.shape(self.value)
         if self.sigma is not None and np.shape(self.sigma) != shape:
             raise BadInput(f"Quantity: sigma has shape {np.shape(self.sigma)}, value has {shape}; give one σ per value")

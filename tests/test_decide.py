@@ -485,3 +485,53 @@ def test_alarms_left_standing_by_a_former_process_go_on_or_end() -> None:
     ]
     changes = [alarm for frame in frames for alarm in decider.decide(frame, 11.0)]
     assert [(alarm.id, alarm.ended) for alarm in changes] == [("hot#1@5", 11.0)]
+
+
+# Rules that remember.
+
+
+def test_a_step_too_small_for_any_single_limit_raises_an_alarm_that_ends_with_it() -> None:
+    g = np.random.default_rng(8)
+    rule = Rule(name="changed", watch="saxs.anomaly", test="step", false_alarm_every=1e5)
+    scores = np.concatenate((g.standard_normal(300), g.normal(1.5, 1, 60), g.standard_normal(200)))
+    said = course(follow(Decider([rule]), [Quantity(float(x)) for x in scores]))
+    assert [what for _, what in said] == ["MAJOR", "end"]
+    (begun, _), (ended, _) = said
+    assert 300 < begun < 340
+    assert 360 < ended < 540
+
+
+def test_a_drift_is_seen_to_either_side_and_a_step_only_upwards() -> None:
+    falling = [Quantity(-1.5)] * 60
+    step, drift = (Rule(name=test, watch="saxs.anomaly", test=test) for test in ("step", "drift"))
+    assert not follow(Decider([step]), falling)
+    assert len(follow(Decider([drift]), falling)) == 1
+
+
+def test_a_value_that_no_longer_changes_is_a_stall() -> None:
+    rule = Rule(name="stuck", watch="saxs.anomaly", test="stall", for_frames=3)
+    values = [0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7]
+    said = course(follow(Decider([rule]), [Quantity(value) for value in values]))
+    assert said == [(5, "MAJOR"), (8, "end")]
+
+
+def test_a_score_that_is_not_measured_is_unknown_to_a_rule_that_remembers() -> None:
+    rule = Rule(name="changed", watch="saxs.anomaly", test="step", for_frames=2)
+    assert course(follow(Decider([rule]), [UNKNOWN, UNKNOWN])) == [(1, "INVALID")]
+
+
+def test_channels_do_not_share_what_is_remembered() -> None:
+    decider = Decider([Rule(name="changed", watch="saxs.anomaly", test="step", false_alarm_every=1e4)])
+    for number in range(40):
+        for channel, value in (("a", 2.0), ("b", -1.0)):
+            decider.decide(result(number, Quantity(value), channel=channel), float(number))
+    assert [alarm.evidence["channel"] for alarm in decider.active()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({"sigma": 2.0}, "key 'sigma': found 2.0 beside test"), ({"false_alarm_every": 10.0}, "expected 100 or more")],
+)
+def test_a_rule_that_remembers_says_what_it_cannot_do(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadConfig, match=said):
+        Rule(**{"name": "changed", "watch": "saxs.score", "test": "step"} | keys)

@@ -1,7 +1,6 @@
 """Closed forms of small-angle scattering, vectorised over curves: what `simulate` puts together.
 
-q: (m,) nm⁻¹. Parameters: (b,), lengths in nm. Every function returns (b, m) float64, 1 at q = 0 unless it says
-otherwise.
+q: (m,) nm⁻¹. Parameters: (b,), lengths in nm. Every function returns (b, m), 1 at q = 0 unless it says otherwise.
 
 Sources: Guinier–Porod: Hammouda, J. Appl. Cryst. 43 (2010) 716. Unified level: Beaucage, J. Appl. Cryst. 28 (1995)
 717. Teubner and Strey, J. Chem. Phys. 87 (1987) 3195. Percus–Yevick S(q) in closed form: Kinning and Thomas,
@@ -35,13 +34,13 @@ def spheroid(x: Tensor, aspect: Tensor) -> Tensor:
 def size_average(x: Tensor, single: Tensor, spread: Tensor) -> Tensor:
     """⟨V²F²⟩/⟨V²⟩ over lognormal sizes: ln(R/R₀) has standard deviation `spread`, R₀ is the median.
 
-    x: (n,) qR₀ equally spaced in log, from where F = 1 to where F² falls like x⁻⁴. single: (b, n) F² of one size.
-    In log x the average is a correlation with R⁶ times the lognormal density, done by FFT.
+    x: (n,) qR₀ equally spaced in log, from where F is constant to where F² falls like x⁻⁴. single: (b, n) F² of one
+    size. In log x the average is a correlation with R⁶ times the lognormal density, done by FFT.
     """
     n = len(x)
     t = (torch.arange(2 * n) - n) * (x[1] / x[0]).log()
     density = torch.softmax(6 * t - t**2 / (2 * spread[:, None] ** 2), dim=-1)
-    padded = torch.cat((torch.ones_like(single), single, single[:, -1:] * (x / x[0]) ** -4), dim=-1)
+    padded = torch.cat((single[:, :1].expand(-1, n), single, single[:, -1:] * (x / x[0]) ** -4), dim=-1)
     return torch.fft.irfft(torch.fft.rfft(padded) * torch.fft.rfft(density, 3 * n).conj(), 3 * n)[:, :n]
 
 
@@ -66,23 +65,29 @@ def mass_fractal(q: Tensor, xi: Tensor, dimension: Tensor) -> Tensor:
 
 
 def teubner_strey(q: Tensor, period: Tensor, xi: Tensor) -> Tensor:
-    """1/(a₂ + c₁q² + q⁴) of a structure with a period d and a correlation length ξ; maximum over q is 1."""
-    k, inverse = 2 * math.pi / period[:, None], 1 / xi[:, None]
-    I = 1 / ((k**2 + inverse**2) ** 2 - 2 * (k**2 - inverse**2) * q**2 + q**4)
-    return I / I.amax(-1, keepdim=True)
+    """(8π/ξ) / (a₂ + c₁q² + q⁴), nm³, of a structure with a period d and a correlation length ξ.
 
-
-def depleted_precipitate(q: Tensor, radius: Tensor, zone: Tensor) -> Tensor:
-    """A precipitate whose solute came from a zone of radius zone·R: (F(qR) − F(q·zone·R))²; maximum over q is 1.
-
-    Averaged over a 10 % spread of R, without which the zeros would be sharper than any sample's.
+    k = 2π/d, a₂ = (k² + ξ⁻²)², c₁ = −2(k² − ξ⁻²). Times ⟨η²⟩, the mean square of the scattering length density's
+    fluctuation, it is dΣ/dΩ; its invariant ∫ q² I dq is 2π².
     """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
-    I = torch.zeros(len(radius), len(q), dtype=torch.float64)
-    for t, w in zip(nodes, weights, strict=True):
-        R = radius[:, None] * math.exp(0.1 * t)
-        I += w * R**6 * (sphere(q * R) - sphere(q * R * zone[:, None])) ** 2
-    return I / I.amax(-1, keepdim=True)
+    k, inverse = 2 * math.pi / period[:, None], 1 / xi[:, None]
+    return 8 * math.pi * inverse / ((k**2 + inverse**2) ** 2 - 2 * (k**2 - inverse**2) * q**2 + q**4)
+
+
+def furukawa(q: Tensor, peak: Tensor, gamma: Tensor) -> Tensor:
+    """(1 + γ/2) x² / (γ/2 + x^(2+γ)), x = q/q_m: late stage of phase separation; 1 at its maximum q_m.
+
+    γ is 6 for a critical mixture, whose domains interpenetrate, 4 for droplets. Source: Furukawa, Physica A 123 (1984)
+    497.
+    """
+    x, g = q / peak[:, None], gamma[:, None]
+    return (1 + g / 2) * x**2 / (g / 2 + x ** (2 + g))
+
+
+def pseudo_voigt(q: Tensor, centre: Tensor, fwhm: Tensor, lorentzian: Tensor) -> Tensor:
+    """A peak of height 1: a share of a Lorentzian, the rest a Gaussian of the same full width at half maximum."""
+    t = ((q - centre[:, None]) / (fwhm[:, None] / 2)) ** 2
+    return lorentzian[:, None] / (1 + t) + (1 - lorentzian[:, None]) * torch.exp(-math.log(2) * t)
 
 
 def hard_spheres(q: Tensor, radius: Tensor, fraction: Tensor) -> Tensor:

@@ -1,140 +1,360 @@
-"""The first SAXS network: three convolutions find features in a curve, a Bayesian head says how sure it is.
+"""The SAXS networks: three convolutions and what physics says, a Bayesian head, and what goes into the two exports.
 
-The head's weights have a Gaussian posterior (mean field, prior N(0, 1)), learned with the local reparameterisation of
-Kingma, Salimans and Welling (arXiv:1506.02557). For export the posterior is drawn from once: the draws are constants of
-the graph, which therefore has no random operator and gives the same answer to the same curve on every device.
+Every learned layer can be variational: Gaussian posterior (mean field), prior N(0, 1), local reparameterisation of
+Kingma, Salimans and Welling (arXiv:1506.02557). The *faithful* network is so in all layers, the *fast* one in its last
+two. For export the posterior is drawn from once: the draws are constants of the graph, which therefore has no random
+operator and gives the same answer to the same curve on every device.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
-from streamer.reduce.curves import CHANNELS, SIGNAL_SCALE
+from models.saxs import faults
+from models.saxs.bank import Bank, Templates
+from models.saxs.defects import CLASSES
+from models.saxs.evidence import BANDS, FEATURES, SCORES, Evidence
+from streamer.reduce.reference import CHANNELS
+
+CLASS_COUNT, FAULT_COUNT = len(CLASSES), len(faults.NAMES)
+LOGITS = CLASS_COUNT + FAULT_COUNT + 1
+"""Classes, faults, and whether the curve is of no known class."""
+PARTS = (CLASS_COUNT, FAULT_COUNT, 1)
+"""Of the logits."""
+SEEN = len(CHANNELS) + 1
+"""Rows the convolutions see: those of the curve, and what the bank leaves of it."""
 
 
-class BayesianLinear(nn.Module):
-    """A fully connected layer whose weights are N(mean, σ²), σ = softplus(rho)."""
+class Layer(nn.Module):
+    """A fully connected (kernel None) or convolutional layer, of fixed weights or of weights N(mean, σ²)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int | None = None, *, is_bayesian: bool = True) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(inputs))
-        self.rho = nn.Parameter(torch.full((outputs, inputs), -5.0))
+        self.kernel, self.is_bayesian = kernel, is_bayesian
+        shape = (outputs, inputs) if kernel is None else (outputs, inputs, kernel)
+        self.mean = nn.Parameter(torch.randn(shape) * math.sqrt(2 / (inputs * (kernel or 1))))
         self.bias = nn.Parameter(torch.zeros(outputs))
+        if is_bayesian:
+            self.rho = nn.Parameter(torch.full(shape, -5.0))
 
     def sigma(self) -> Tensor:
         return nn.functional.softplus(self.rho)
 
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        if self.kernel is None:
+            return nn.functional.linear(x, weight, bias)
+        return nn.functional.conv1d(x, weight, bias, padding=self.kernel // 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        """One draw per row: the layer's output is Gaussian, so it is drawn rather than the weights."""
-        variance = nn.functional.linear(x**2, self.sigma() ** 2)
-        return nn.functional.linear(x, self.mean, self.bias) + (variance + 1e-12).sqrt() * torch.randn_like(variance)
+        """While training one draw per row: the layer's output is Gaussian, so it is drawn rather than the weights.
+        Otherwise the posterior's mean."""
+        out = self.apply(x, self.mean, self.bias)
+        if not (self.is_bayesian and self.training):
+            return out
+        variance = self.apply(x**2, self.sigma() ** 2, None)
+        return out + (variance.clamp(min=0) + 1e-12).sqrt() * torch.randn_like(variance)
 
     def divergence(self) -> Tensor:
         """KL(posterior ‖ prior N(0, 1)), in nats."""
+        if not self.is_bayesian:
+            return torch.zeros(())
         sigma = self.sigma()
         return ((sigma**2 + self.mean**2 - 1) / 2 - sigma.log()).sum()
 
     def draws(self, n: int, g: Generator) -> Tensor:
-        """(n, outputs, inputs)."""
+        """(n, *weights)."""
         noise = torch.randn((n, *self.mean.shape), generator=g)
         return (self.mean + self.sigma() * noise).detach()
 
 
-class Curvature(nn.Module):
-    """(b, 5, 256) → (b, 9, 256): adds how significantly log I is curved at four widths.
+@dataclass(frozen=True)
+class Widths:
+    """Channels of the three convolutions, units of the embedding and of the hidden layer."""
 
-    At a width of k bins, log I is averaged over k bins with weights 1/σ², and the second difference of neighbouring
-    averages is divided by its uncertainty: asinh z × 0.3, 0 where one of the three averages was not measured. Whether a
-    bend is real is a matter of σ, and dividing by it is what convolutions learn slowly; nothing here is learned.
-    """
-
-    WIDTHS = (1, 3, 9, 27)
-
-    def forward(self, x: Tensor) -> Tensor:
-        log_I, measured = x[:, 0:1], x[:, 2:3]
-        significance = torch.sinh(x[:, 1:2] / SIGNAL_SCALE).clamp(1e-2, 3e3)
-        weight = measured * (significance * math.log(10)) ** 2
-        return torch.cat((x, *(self._at(width, log_I, weight) for width in self.WIDTHS)), dim=1)
-
-    def _at(self, width: int, log_I: Tensor, weight: Tensor) -> Tensor:
-        total = _box(weight, width)
-        mean = _box(weight * log_I, width) / total.clamp(min=1e-9)
-        variance = 1 / total.clamp(min=1e-6)
-        left, middle, right = slice(None, -2 * width), slice(width, -width), slice(2 * width, None)
-        bend = mean[..., left] - 2 * mean[..., middle] + mean[..., right]
-        error = (variance[..., left] + 4 * variance[..., middle] + variance[..., right]).sqrt()
-        lowest = torch.minimum(torch.minimum(total[..., left], total[..., middle]), total[..., right])
-        z = torch.where(lowest > 1e-6, torch.asinh(bend / error), 0.0)
-        return 0.3 * nn.functional.pad(z, (width, width))
+    convolutions: tuple[int, int, int] = (24, 32, 48)
+    embedding: int = 64
+    hidden: int = 48
 
 
-def _box(x: Tensor, width: int) -> Tensor:
-    """Sum over `width` bins, an odd number."""
-    padded = nn.functional.pad(x, (width // 2, width // 2))
-    return nn.functional.avg_pool1d(padded, width, stride=1) * width
+FAST = Widths()
+FAITHFUL = Widths(convolutions=(16, 32, 32), embedding=48, hidden=32)
+KERNELS, POOLS = (9, 5, 5), (4, 4, 2)
 
 
 class Network(nn.Module):
-    """(b, 5, 256) → (b,) logit of "anomalous"."""
+    """Curves (b, SEEN, 128) and features → logits of the classes, of the faults, and of being none of the classes.
 
-    HIDDEN = 32
+    classes: which of CLASSES there are; the others' logits are −∞ in effect. is_faithful: all layers are variational.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_faithful: bool = False, classes: tuple[int, ...] = tuple(range(CLASS_COUNT))) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            Curvature(),
-            *_block(len(CHANNELS) + len(Curvature.WIDTHS), 32, kernel=9, pool=4),
-            *_block(32, 64, kernel=5, pool=4),
-            *_block(64, 64, kernel=5, pool=2),
-            nn.Flatten(),
+        widths = FAITHFUL if is_faithful else FAST
+        self.is_faithful, self.widths, self.classes = is_faithful, widths, classes
+        channels = (SEEN, *widths.convolutions)
+        self.convolutions = nn.ModuleList(
+            Layer(a, b, kernel, is_bayesian=is_faithful)
+            for a, b, kernel in zip(channels[:-1], channels[1:], KERNELS, strict=True)
         )
-        self.hidden = BayesianLinear(64 * 8, self.HIDDEN)
-        self.output = BayesianLinear(self.HIDDEN, 1)
-        with torch.no_grad():  # the reference channels are not learned yet: what they say must change nothing
-            self.trunk[1].weight[:, 3:5] = 0
+        flat = widths.convolutions[-1] * 128 // math.prod(POOLS)
+        self.embed = Layer(flat + FEATURES, widths.embedding, is_bayesian=is_faithful)
+        self.hidden = Layer(widths.embedding, widths.hidden)
+        self.output = Layer(widths.hidden, LOGITS)
+        self.skip = nn.Parameter(torch.tensor(1.0))
+        barred = torch.zeros(CLASS_COUNT)
+        barred[[k for k in range(CLASS_COUNT) if k not in classes]] = -30.0
+        self.register_buffer("barred", barred)
+        with torch.no_grad():
+            self.output.mean.mul_(0.1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(torch.relu(self.hidden(self.trunk(x))))[:, 0]
+    def embedding(self, x: Tensor, features: Tensor) -> Tensor:
+        for convolution, pool in zip(self.convolutions, POOLS, strict=True):
+            x = nn.functional.max_pool1d(torch.relu(convolution(x)), pool)
+        return torch.relu(self.embed(torch.cat((x.flatten(1), features), -1)))
+
+    def head(self, embedding: Tensor, features: Tensor) -> Tensor:
+        """(b, LOGITS): the physics' own log posterior is there from the start, the layers correct it."""
+        out = self.output(torch.relu(self.hidden(embedding)))
+        return self.with_physics(out, features)
+
+    def with_physics(self, out: Tensor, features: Tensor) -> Tensor:
+        classes = out[..., :CLASS_COUNT] + 4 * self.skip * features[..., :CLASS_COUNT] + self.barred
+        return torch.cat((classes, out[..., CLASS_COUNT:]), -1)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        return self.head(self.embedding(x, features), features)
 
     def divergence(self) -> Tensor:
-        return self.hidden.divergence() + self.output.divergence()
+        return sum((layer.divergence() for layer in self.modules() if isinstance(layer, Layer)), torch.zeros(()))
 
 
-def _block(inputs: int, outputs: int, *, kernel: int, pool: int) -> list[nn.Module]:
-    convolution = nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2)
-    return [convolution, nn.BatchNorm1d(outputs), nn.ReLU(), nn.MaxPool1d(pool)]
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted after training, on curves of its own.
+
+    temperature: of the class logits and of the fault logits. means, factors: (k, e) and (k, e, e) of the Gaussians of
+    the embedding, one for each class with and without a reference; factors are the inverse Cholesky factors,
+    log_weights their log determinants. normal: (4, 2, KNOTS) −log10 p as a function of density, residual and reference
+    distance and of their fusion, for normal frames with a reference; alone: (2, KNOTS) of density for those without.
+    known: (4, 2, KNOTS) of density, residual, strangeness and their fusion, for curves of any class. bands:
+    (BANDS + 1, 2, KNOTS) standard normal score of |what is new| in a band, and of the scale. See `surprise`.
+    """
+
+    temperature: tuple[float, float]
+    means: Tensor
+    factors: Tensor
+    log_weights: Tensor
+    normal: Tensor
+    alone: Tensor
+    known: Tensor
+    bands: Tensor
+
+
+KNOTS = 24
+
+
+def identity(embedding: int) -> Calibration:
+    """Before anything was fitted."""
+    ramp = torch.linspace(0, 6, KNOTS)
+    return Calibration(
+        (1.0, 1.0),
+        torch.zeros(1, embedding),
+        torch.eye(embedding)[None],
+        torch.zeros(1),
+        torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
+        torch.stack((ramp, ramp)),
+        torch.stack((ramp, ramp))[None].repeat(4, 1, 1),
+        torch.stack((ramp, ramp))[None].repeat(BANDS + 1, 1, 1),
+    )
+
+
+def surprise(score: Tensor, table: Tensor) -> Tensor:
+    """−log10 p of scores (b, n): piecewise linear between the knots of their tables (n, 2, KNOTS), flat outside."""
+    return Tables(table)(score[..., None])
+
+
+class Tables(nn.Module):
+    """`surprise` by the same tables (n, 2, KNOTS) every time."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        x, y = table[:, 0], table[:, 1]
+        self.register_buffer("knots", x[:, :-1])
+        self.register_buffer("steps", x.diff().clamp(min=1e-9))
+        self.register_buffer("rises", torch.block_diag(*y.diff()))
+        self.register_buffer("least", y[:, 0])
+
+    def forward(self, score: Tensor) -> Tensor:
+        """(b, n, 1) → (b, n)."""
+        done = ((score - self.knots) / self.steps).clamp(0, 1)
+        return nn.functional.linear(done.flatten(1), self.rises, self.least)
+
+
+def fuse(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+    """One surprise of several, (…, n) → (…): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
+    needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p: for what any one
+    score alone may find. What all of them see a little of is found by Fisher's sum, `add`."""
+    return torch.logsumexp(parts * math.log(10), -1, keepdim) / math.log(10) - math.log10(parts.shape[-1])
+
+
+def add(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+    """Fisher's combination, Σ −log10 p, (…, n) → (…). The scores depend on each other: only its table makes it a p."""
+    return parts.sum(-1, keepdim)
 
 
 class Exported(nn.Module):
-    """What goes into model.onnx: the trunk and `draws` frozen draws of the head.
+    """What goes into model.onnx: physics, trunk, and `draws` frozen draws of the variational layers.
 
-    (b, 5, 256) → anomaly (b,): mean probability over the draws; sigma (b,): its standard deviation over the draws, the
-    uncertainty of the network about itself; entropy (b,): −Σ p ln p of the mean probability, nats, the whole
-    uncertainty. temperature: divides the logits.
+    (b, 8, 128) → classes, classes_sigma (b, 7): mean and standard deviation of the probabilities over the draws;
+    faults, faults_sigma (b, 7); anomaly, anomaly_sigma (b,): that the class is not normal or a fault is there, where
+    half of the samples are normal; total, aleatoric,
+    epistemic (b,): entropy of the mean, mean of the entropies, their difference, nats; scores (b, 3): density, residual
+    and reference distance; bands (b, 5): what is new there, and the scale, as standard
+    normal scores; detectability (b,); surprise,
+    surprise_known (b,): −log10 of the conformal p that a normal frame, or one of
+    anything known, is as strange; embedding (b, e).
     """
 
-    def __init__(self, network: Network, *, draws: int, seed: int, temperature: float = 1.0) -> None:
+    OUTPUTS = (
+        "classes",
+        "classes_sigma",
+        "faults",
+        "faults_sigma",
+        "anomaly",
+        "anomaly_sigma",
+        "total",
+        "aleatoric",
+        "epistemic",
+        "scores",
+        "bands",
+        "detectability",
+        "surprise",
+        "surprise_known",
+        "embedding",
+    )
+
+    def __init__(
+        self, network: Network, templates: Templates, *, draws: int, seed: int, calibration: Calibration | None = None
+    ) -> None:
         super().__init__()
         g = Generator().manual_seed(seed)
-        self.trunk = network.trunk
-        hidden = network.hidden.draws(draws, g)
-        self.register_buffer("hidden", hidden.flatten(0, 1).T.contiguous())
-        self.register_buffer("hidden_bias", network.hidden.bias.detach().clone())
-        self.register_buffer("output", network.output.draws(draws, g)[:, 0])
-        self.register_buffer("output_bias", network.output.bias.detach().clone())
-        self.draws, self.temperature = draws, temperature
+        self.evidence, self.network, self.draws = Evidence(Bank(templates)), network.eval(), draws
+        layers = (*network.convolutions, network.embed) if network.is_faithful else ()
+        self.trunk_draws = len(layers) > 0
+        for k, layer in enumerate(layers):
+            drawn = layer.draws(draws, g)
+            self.register_buffer(f"trunk_{k}", drawn.flatten(0, 1) if layer.kernel else drawn)
+        for name in ("hidden", "output"):
+            self.register_buffer(name, getattr(network, name).draws(draws, g).transpose(1, 2).contiguous())
+        # What physics adds to the logits is linear in the features.
+        blank, every = torch.zeros(FEATURES, LOGITS), torch.eye(FEATURES)
+        with torch.no_grad():
+            offset = network.with_physics(blank, torch.zeros_like(every))
+            self.register_buffer("physics", (network.with_physics(blank, every) - offset).T.contiguous())
+            self.register_buffer("offset", offset[0] + network.output.bias)
+        self.calibrate(calibration or identity(network.widths.embedding))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """(b, draws), before they are divided by the temperature."""
-        features = (self.trunk(x) @ self.hidden).unflatten(-1, (self.draws, -1)) + self.hidden_bias
-        return (torch.relu(features) * self.output).sum(-1) + self.output_bias
+    def calibrate(self, calibration: Calibration) -> None:
+        self.temperature = calibration.temperature
+        # Of the Gaussians' exponents, −½ |factors (embedding − means)|².
+        factors = calibration.factors / math.sqrt(2)
+        self.register_buffer("whitening", factors.flatten(0, 1))
+        self.register_buffer("centres", -(factors @ calibration.means[..., None]).flatten())
+        self.register_buffer("log_weights", calibration.log_weights)
+        for name in ("normal", "alone", "known", "bands"):
+            self.register_buffer(name, getattr(calibration, name))
+        self.each = Tables(torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands)))
+        self.together = Tables(torch.stack((self.normal[3], self.known[3])))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = torch.sigmoid(self.logits(x) / self.temperature)
-        mean = p.mean(-1)
-        sigma = (p - mean[:, None]).square().mean(-1).sqrt()
-        safe = mean.clamp(1e-7, 1 - 1e-7)
-        return mean, sigma, -safe * safe.log() - (1 - safe) * (1 - safe).log()
+    def embeddings(self, x: Tensor, features: Tensor) -> Tensor:
+        """(draws, b, e), or (b, e) where the trunk has no posterior."""
+        network = self.network
+        if not self.trunk_draws:
+            return network.embedding(x, features)
+        n = self.draws
+        for k, (convolution, pool) in enumerate(zip(network.convolutions, POOLS, strict=True)):
+            weight = getattr(self, f"trunk_{k}")
+            groups = 1 if k == 0 else n
+            x = nn.functional.conv1d(
+                x, weight, convolution.bias.repeat(n), padding=convolution.kernel // 2, groups=groups
+            )
+            x = nn.functional.max_pool1d(torch.relu(x), pool)
+        flat = x.unflatten(1, (n, -1)).flatten(2).transpose(0, 1)
+        both = torch.cat((flat, features[None].expand(n, -1, -1)), -1)
+        return torch.relu(both @ self.trunk_3.transpose(1, 2) + network.embed.bias)
+
+    def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """(draws, b, LOGITS)."""
+        hidden = torch.relu(embeddings @ self.hidden + self.network.hidden.bias)
+        return hidden @ self.output + nn.functional.linear(features, self.physics, self.offset)
+
+    def density(self, embedding: Tensor) -> Tensor:
+        """−ln of the Gaussians' density at an embedding, per dimension, (b, 1)."""
+        e = embedding.shape[-1]
+        whitened = nn.functional.linear(embedding, self.whitening, self.centres).view(-1, len(self.log_weights), e)
+        return torch.logsumexp(self.log_weights - whitened.square().sum(-1), -1, keepdim=True) / -e
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 2 + SCORES): density, residual, strangeness, and what
+        else physics says (`Evidence`)."""
+        features, left, scores = self.evidence(x)
+        return self.judge(torch.cat((x, left), 1), features, scores)
+
+    def judge(self, seen: Tensor, features: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`parts` of curves whose physics is known."""
+        embeddings = self.embeddings(seen, features)
+        embedding = embeddings.mean(0) if self.trunk_draws else embeddings
+        logits = self.logits(embeddings, features)
+        strangeness = logits.split(PARTS, -1)[2].mean(0)
+        residual, others = scores.split((1, SCORES - 1), -1)
+        return logits, embedding, torch.cat((self.density(embedding), residual, strangeness, others), -1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits, embedding, scores = self.parts(x)
+        classes, faulty, _ = logits.split(PARTS, -1)
+        p, f = torch.softmax(classes / self.temperature[0], -1), torch.sigmoid(faulty / self.temperature[1])
+        any_of_it = 1 - half_normal(p[..., :1]) * (1 - f).prod(-1, keepdim=True)
+        drawn = torch.cat((p, f, any_of_it), -1)
+        mean = drawn.mean(0)
+        spread = (drawn - mean).square().mean(0).sqrt()
+        (classes, faulty, anomaly), sigmas = mean.split(PARTS, -1), spread.split(PARTS, -1)
+        total, aleatoric = _entropy(classes), _entropy(p).mean(0)
+        # One table each for: density, residual, reference distance of normal frames; density of those without a
+        # reference; density, residual, strangeness of what is known; bands and scale.
+        asked = scores.index_select(-1, torch.tensor([0, 1, 3, 0, 0, 1, 2]))
+        _, news, D = scores.split((4, BANDS + 1, 1), -1)
+        said = self.each(torch.cat((asked, news.abs()), -1)[..., None])
+        normal, _, known, bands = said.split((3, 1, 3, BANDS + 1), -1)
+        both = torch.cat((fuse(normal, keepdim=True), add(known, keepdim=True)), -1)
+        together = self.together(both[..., None])
+        return (
+            classes,
+            sigmas[0],
+            faulty,
+            sigmas[1],
+            anomaly[:, 0],
+            sigmas[2][:, 0],
+            total,
+            aleatoric,
+            (total - aleatoric).clamp(min=0),
+            asked[:, :3],
+            news.sign() * bands,
+            D[:, 0],
+            torch.where(x[:, 4].amax(-1) > 0, together[:, 0], said[:, 3]),
+            together[:, 1],
+            embedding,
+        )
+
+
+def half_normal(p: Tensor) -> Tensor:
+    """Probability of the normal class where half of the samples are normal: training draws all classes alike."""
+    others = CLASS_COUNT - 1
+    return p / (p * (1 - 1 / others) + 1 / others)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-12).log()).sum(-1)

@@ -1,401 +1,272 @@
-"""SAXS curves, normal and anomalous, made on the fly: sample, fault, instrument, photons, reduction.
+"""SAXS curves made on the fly: sample, defect or fault, instrument, photons, reduction, reference.
 
-The declared normal family, in units of the flat background:
+What is there to be seen. D is the distance, in standard uncertainties, between the mean curve with a defect and that of
+the same sample without it:
 
-    I(q) = A·P(q) + S·(q/q₀)⁻ⁿ + 1
+    D² = Σ ΔI²/v − (Σ ΔI·I/v)² / (1/τ² + Σ I²/v)
 
-with at most one population P of compact scatterers (polydisperse spheroids, Guinier–Porod with a slope of 3 to 4,
-Beaucage's unified level), a surface or parasitic power law with 3.2 ≤ n ≤ 4.2, and a flat background. Everything
-else is anomalous, if it can be seen. How well it can be seen is the detectability
+v: true variance of the frame, of the reference and of what the flat field leaves behind. The second term takes out what
+a change of scale explains: the flux is stable to τ only, and a defect that merely looks like more beam is none that
+anyone can see. `distance` has D_min, the distance to the nearest curve of any other class.
 
-    D = √Σ (ΔI/σ)²,
+Strengths are drawn so that D is log-uniform: concentration follows from what the exposure lets one see, and a curve is
+labelled with its defect however faint, so that probabilities mean what they say. A defect scatters at most three
+times the photons of the sample; beyond, it would be a sample of its own.
 
-the distance in standard uncertainties between the anomalous curve and the normal family, which is taken as flat around
-the sample: the directions in which its size, shape, exponent and three levels move the curve are projected out of ΔI.
-Voids that merely look like another particle size are therefore not called anomalous: without a reference curve nobody
-could tell. D is made of mean curves and true uncertainties; no noise enters it.
-
-The sample's curve is made on a fine logarithmic q axis, smeared, moved to the linear bins of a random instrument,
-counted (Poisson), given an imperfect σ, and reduced by `streamer.reduce.curves`. q is in nm⁻¹, lengths in nm.
+Everything is drawn from one generator: the same seed makes the same curves.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from models.saxs import forms
-from streamer.reduce import curves
+from models.saxs import defects, faults, strangers
+from models.saxs.instruments import GRID, Instrument
+from models.saxs.samples import BACKGROUND, Q, Sample, Spheroids, log_uniform, uniform
+from streamer.reduce.reference import FLUX_STABILITY, Reference, channels
 
-GRID = curves.log_grid(0.05, 5.0, 256)
-ANOMALOUS_FROM = 5.0
-"""D from which a curve is labelled anomalous: five standard uncertainties from the nearest normal curve."""
-NORMAL_BELOW = 2.0
-"""D below which a faulty curve is labelled normal: nobody could tell. Between the two a curve has no label."""
+__all__ = ["D_RANGE", "GRID", "Curves", "Mix", "Scene", "join", "simulate"]
 
-Q = torch.logspace(math.log10(0.02), math.log10(8.0), 512, dtype=torch.float64)
-Q_0 = 0.1
-"""nm⁻¹, where the power law's level is quoted."""
+D_RANGE = (0.5, 1000.0)
+PHOTONS = (3e3, 1e8)
+REFERENCE_RATIO = (1.0, 200.0)
+"""Exposure of the reference over that of a frame."""
+BRIGHTEST = 3.0
+STRANGE = len(defects.CLASSES)
+"""The label of a curve of `strangers`: of no class."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is drawn. classes: share of each material class. faulty: share of curves with an instrument's fault.
+    with_reference: share of curves that come with one. strange: share of curves of no class, see `strangers`. D: range
+    of the log-uniform detectability."""
+
+    classes: tuple[float, ...] = (1 / 7,) * 7
+    faulty: float = 0.3
+    with_reference: float = 0.75
+    strange: float = 0.0
+    D: tuple[float, float] = D_RANGE
+
+    @classmethod
+    def normal(cls) -> Mix:
+        """Frames in order, with their reference."""
+        return cls(classes=(1.0,) + (0.0,) * 6, faulty=0.0, with_reference=1.0)
+
+    @classmethod
+    def material(cls, *labels: int, D: tuple[float, float] = D_RANGE, with_reference: float = 1.0) -> Mix:
+        """These classes in equal shares on instruments in order."""
+        return cls(tuple(float(k in labels) for k in range(7)), faulty=0.0, with_reference=with_reference, D=D)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A batch as the network sees it.
+    """b curves: what the network sees, what is true of them, and what the oracle needs.
 
-    inputs: (b, 5, 256) float32, see `curves.channels`. label: (b,) 1 anomalous, 0 normal, −1 neither. fault: (b,) index
-    into FAULTS. detectability: (b,) D, 0 without a fault. photons: (b,) in the curve.
+    inputs: (b, 8, 128) float32, see `streamer.reduce.reference.channels`. label: (b,) index into CLASSES, or STRANGE.
+    faults: (b, 7) 1 where the fault of `faults.NAMES` is present with D ≥ 2. D: (b,) of the defect. D_fault: (b,) of
+    the fault. has_reference: (b,). kind, u, strength: of the defect, see `defects`; strength in units of the flat
+    background. photons: (b,) expected in the frame. truth, I, reference: (b, 128) mean curve without the defect, the
+    frame and the reference as measured. variance, variance_0: (b, 128) true variance of I − reference with and without
+    the defect, infinite where not measured. instrument: (b,) which of the batch's.
     """
 
     inputs: Tensor
     label: Tensor
-    fault: Tensor
-    detectability: Tensor
-    photons: Tensor
-
-
-class Spheroids:
-    """A catalogue of random spheroid populations. P depends on qR alone, so that one table serves all sizes."""
-
-    SIZE = 192
-    X = torch.logspace(-3, math.log10(400), 4096, dtype=torch.float64)
-
-    def __init__(self, g: Generator) -> None:
-        spread, aspect = _uniform(0.05, 0.35, (self.SIZE,), g), _log_uniform(0.4, 2.5, (self.SIZE,), g)
-        single, longer = forms.spheroid(self.X, aspect), forms.spheroid(self.X, aspect * 1.05)
-        self.tables = torch.stack(
-            [
-                forms.size_average(self.X, single, spread),
-                forms.size_average(self.X, single, spread * 1.05),
-                forms.size_average(self.X, longer, spread),
-            ]
-        )
-
-    def __call__(self, radius: Tensor, entry: Tensor, variant: int = 0) -> Tensor:
-        """P on Q, (b, 512). entry: (b,) of the catalogue. variant 1: its spread, 2: its aspect is 5 % larger."""
-        at = (Q * radius[:, None] / self.X[0]).log() / (self.X[1] / self.X[0]).log()
-        at = at.clamp(0, len(self.X) - 1.001)
-        k = at.long()
-        table, row = self.tables[variant], entry[:, None]
-        return torch.lerp(table[row, k], table[row, k + 1], at - k)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One normal sample per row, (b,) each.
-
-    kind: 0 spheroids, 1 Guinier–Porod, 2 unified level. level, surface: in units of the flat background. size: median
-    radius or Rg, nm. entry: in the catalogue of spheroids. slope: d of kinds 1 and 2. exponent: n of the power law.
-    """
-
+    faults: Tensor
+    D: Tensor
+    D_fault: Tensor
+    has_reference: Tensor
     kind: Tensor
-    level: Tensor
-    size: Tensor
-    entry: Tensor
-    slope: Tensor
-    surface: Tensor
-    exponent: Tensor
+    u: Tensor
+    strength: Tensor
+    photons: Tensor
+    truth: Tensor
+    I: Tensor
+    reference: Tensor
+    variance: Tensor
+    variance_0: Tensor
+    instrument: Tensor
 
-    @classmethod
-    def draw(cls, n: int, g: Generator) -> Sample:
-        return cls(
-            kind=torch.tensor([0, 0, 1, 2])[torch.randint(0, 4, (n,), generator=g)],
-            level=_log_uniform(0.3, 1e4, (n,), g) * (_uniform(0, 1, (n,), g) > 0.12),
-            size=_log_uniform(0.8, 12, (n,), g),
-            entry=torch.randint(0, Spheroids.SIZE, (n,), generator=g),
-            slope=_uniform(3, 4, (n,), g),
-            surface=_log_uniform(1e-2, 1e4, (n,), g) * (_uniform(0, 1, (n,), g) > 0.15),
-            exponent=_uniform(3.2, 4.2, (n,), g),
-        )
+    def __len__(self) -> int:
+        return len(self.label)
 
-    def __getitem__(self, rows: Tensor) -> Sample:
-        return Sample(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def population(self, spheroids: Spheroids, *, growth: float = 1.0, variant: int = 0) -> Tensor:
-        """P, (b, 512). growth: factor on the size. variant 1: another spread or slope, 2: another aspect."""
-        size, slope = self.size * growth, self.slope + (0.05 if variant == 1 else 0.0)
-        P = spheroids(size, self.entry, variant)
-        for kind, form in ((1, forms.guinier_porod), (2, forms.unified)):
-            rows = self.kind == kind
-            P[rows] = form(Q, size[rows], slope[rows])
-        return P
-
-    def curve(self, spheroids: Spheroids) -> Tensor:
-        """I, (b, 512), the flat background being 1."""
-        return self.level[:, None] * self.population(spheroids) + self.surface[:, None] * self.power_law() + 1
-
-    def power_law(self) -> Tensor:
-        return (Q / Q_0) ** -self.exponent[:, None]
-
-    def directions(self, spheroids: Spheroids) -> Tensor:
-        """How the curve moves with its seven parameters: (b, 7, 512); the flat background comes last."""
-        P = self.population(spheroids)
-        grown, shaped, longer = (
-            self.population(spheroids, **change) - P for change in ({"growth": 1.01}, {"variant": 1}, {"variant": 2})
-        )
-        law = self.power_law()
-        return torch.stack((P, grown, shaped, longer, law, law * (Q / Q_0).log(), torch.ones_like(P)), dim=1)
+    def __getitem__(self, rows: Tensor) -> Curves:
+        return Curves(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-@dataclass(frozen=True)
-class Instrument:
-    """A random instrument.
-
-    q: (n,) bins. pixels: (n,) in each, 0 in a gap and outside the grid. smear: (512, 512). sigma_scale: reported over
-    true counting σ. systematic: relative, what flat field, spline and monitor leave behind.
-    """
-
-    q: Tensor
-    pixels: Tensor
-    smear: Tensor
-    sigma_scale: float
-    systematic: float
-
-    @classmethod
-    def draw(cls, g: Generator) -> Instrument:
-        n = int(_log_uniform(250, 1200, (), g))
-        q_min, q_max = float(_log_uniform(0.03, 0.16, (), g)), float(_log_uniform(1.3, 6.0, (), g))
-        q = torch.linspace(q_min, q_max, n, dtype=torch.float64)
-        q_pixel = _log_uniform(0.0015, 0.008, (), g)
-        corner = _uniform(0.3, 1, (), g) * q_max
-        coverage = torch.where(q < corner, 1.0, (corner / q) ** _uniform(0, 6, (), g))
-        is_unseen = (q < GRID[0]) | (q > GRID[-1])  # what the network does not see must not count as detectable
-        is_honest = bool(_uniform(0, 1, (), g) < 0.6)
-        return cls(
-            q=q,
-            pixels=2 * math.pi * q * (q[1] - q[0]) / q_pixel**2 * coverage * ~(_gaps(q, g) | is_unseen),
-            smear=_resolution(_uniform(0, 0.03, (), g), _uniform(0, 0.01, (), g)),
-            sigma_scale=1.0 if is_honest else float(_log_uniform(0.6, 2, (), g)),
-            systematic=float(_log_uniform(1e-3, 1e-2, (), g)),
-        )
-
-    @cached_property
-    def response(self) -> Tensor:
-        """(n, 512) float32: Q, smeared, at the bins. In single precision: half of the simulation's time goes here."""
-        at = (self.q / Q[0]).log() / (Q[1] / Q[0]).log()
-        k = at.long()
-        return torch.lerp(self.smear[k], self.smear[k + 1], (at - k)[:, None]).float()
-
-    def at_bins(self, I: Tensor) -> Tensor:
-        """(…, 512) on Q → (…, n), smeared."""
-        return (I.float() @ self.response.T).double()
-
-
-def _gaps(q: Tensor, g: Generator) -> Tensor:
-    """Up to three ranges without pixels."""
-    is_gap = torch.zeros(len(q), dtype=torch.bool)
-    for _ in range(int(torch.randint(0, 4, (), generator=g))):
-        width = _log_uniform(0.002, 0.04, (), g) * (q[-1] - q[0])
-        is_gap |= (q - _uniform(float(q[0]), float(q[-1]), (), g)).abs() < width / 2
-    return is_gap
-
-
-def _resolution(relative: Tensor, absolute: Tensor) -> Tensor:
-    """The matrix of a Gaussian resolution with standard deviation √((relative·q)² + absolute²)."""
-    width = torch.sqrt(relative**2 + (absolute / Q) ** 2).clamp(min=1e-4)
-    W = torch.exp(-(((Q / Q[:, None]).log() / width[:, None]) ** 2) / 2) * Q
-    return W / W.sum(-1, keepdim=True)
+def join(parts: list[Curves]) -> Curves:
+    """Batches in one; instruments are numbered through."""
+    first = np.cumsum([0, *(int(part.instrument.max()) + 1 if len(part) else 0 for part in parts)])
+    columns = {field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Curves)}
+    columns["instrument"] = torch.cat([part.instrument + int(k) for part, k in zip(parts, first, strict=False)])
+    return Curves(**columns)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Samples on one instrument: what a fault is applied to. truth: (b, n) I at the bins. exposure: (b, 1) photons."""
+    """Samples on one instrument. truth: (b, 128) I of the sample in order at the points of the grid. norm: (b, 128)
+    photons per unit of intensity. ratio: (b, 1) exposure of the reference over that of the frame."""
 
     sample: Sample
     spheroids: Spheroids
     instrument: Instrument
     truth: Tensor
-    exposure: Tensor
+    norm: Tensor
+    ratio: Tensor
     g: Generator
 
     @classmethod
-    def draw(cls, n: int, spheroids: Spheroids, g: Generator) -> Scene:
-        instrument, sample = Instrument.draw(g), Sample.draw(n, g)
-        truth = instrument.at_bins(sample.curve(spheroids))
-        return cls(sample, spheroids, instrument, truth, _log_uniform(3e3, 1e8, (n, 1), g), g)
-
-    def __getitem__(self, rows: Tensor) -> Scene:
-        return replace(self, sample=self.sample[rows], truth=self.truth[rows], exposure=self.exposure[rows])
+    def draw(cls, n: int, spheroids: Spheroids, instrument: Instrument, g: Generator, **more: Any) -> Self:
+        sample = Sample.draw(n, g)
+        truth = instrument.at_grid(sample.curve(spheroids))
+        exposure = log_uniform(*PHOTONS, (n, 1), g)
+        norm = instrument.pixels * exposure / (truth @ instrument.pixels)[:, None]
+        ratio = log_uniform(*REFERENCE_RATIO, (n, 1), g)
+        return cls(sample, spheroids, instrument, truth, norm, ratio, g, **more)
 
     def __len__(self) -> int:
         return len(self.truth)
 
-    def norm(self) -> Tensor:
-        """Photons per unit of intensity in every bin, (b, n), so that the normal curve holds `exposure` photons."""
-        pixels = self.instrument.pixels
-        return pixels * self.exposure / (self.truth @ pixels)[:, None]
+    def __getitem__(self, rows: Tensor) -> Scene:
+        own = {name: getattr(self, name)[rows] for name in ("sample", "truth", "norm", "ratio")}
+        return replace(self, **own)
+
+    def repeat(self, n: int) -> Self:
+        """The same sample n times; of a scene of one row."""
+        return self[torch.zeros(n, dtype=torch.int64)]
 
     def variance(self, I: Tensor) -> Tensor:
-        """True variance of I, (b, n): photons and the systematic part; infinite in gaps."""
-        norm = self.norm()
-        counting = torch.where(norm > 0, (I.clamp(min=0) * norm).clamp(min=1) / norm**2, torch.inf)
-        return counting + (self.instrument.systematic * I) ** 2
+        """True variance of I − I_ref for a frame whose mean is I, (b, 128); infinite where nothing is measured."""
+        one = self._variance_of(I, self.norm) + (self.instrument.systematic * I) ** 2
+        reference = self._variance_of(self.truth, self.norm) + (self.instrument.systematic * self.truth) ** 2
+        return torch.where(self.instrument.measured, one + reference / self.ratio, torch.inf)
 
-    @cached_property
-    def directions(self) -> Tensor:
-        """The normal family around the samples, at the bins: (b, 7, n)."""
-        return self.instrument.at_bins(self.sample.directions(self.spheroids))
+    def _variance_of(self, I: Tensor, norm: Tensor) -> Tensor:
+        floor = self.instrument.pixels * self.instrument.read_noise**2
+        return ((norm * I).clamp(min=0.3) + floor) / norm.clamp(min=1e-30) ** 2
 
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        return _uniform(low, high, (len(self), *shape), self.g)
+    def scaled_to(self, unit: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor that brings ΔI = unit (b, 128) to a detectability D (b,), and the D reached: less where the defect
+        would scatter more than BRIGHTEST times the photons of the sample."""
+        most = BRIGHTEST * (self.truth * self.norm).sum(-1) / (unit * self.norm).sum(-1).clamp(min=1e-30)
+        strength = torch.zeros_like(D)
+        for _ in range(4):  # σ grows with the defect
+            variance = self.variance(self.truth + strength[:, None] * unit)
+            strength = torch.minimum(D / detectability(unit, self.truth, variance).clamp(min=1e-12), most)
+        variance = self.variance(self.truth + strength[:, None] * unit)
+        return strength, strength * detectability(unit, self.truth, variance)
 
-    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        return _log_uniform(low, high, (len(self), *shape), self.g)
+    def measure(self, mean: Tensor, taken: Tensor | float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """I, σ of one frame and of its reference, (b, 128), NaN where not measured. taken: subtracted later."""
+        I, sigma = self._counted(mean * torch.exp(FLUX_STABILITY * self._normal((len(self), 1))), self.norm, 1.0)
+        I_ref, sigma_ref = self._counted(self.truth, self.norm * self.ratio, self.ratio)
+        return I - taken, sigma, I_ref, sigma_ref
 
-    def added(self, I: Tensor) -> Tensor:
-        """I, (b, 512), added at a strength that spreads D evenly over log D in 0.5–2000; (b, n).
+    def _counted(self, mean: Tensor, norm: Tensor, frames: Tensor | float) -> tuple[Tensor, Tensor]:
+        instrument = self.instrument
+        ripple = instrument.systematic * self._normal(mean.shape) / torch.as_tensor(frames) ** 0.5
+        expected = (mean * (1 + ripple) * norm).clamp(min=0).double()
+        seen = torch.poisson(expected, generator=self.g)
+        electronics = instrument.pixels * instrument.read_noise**2 * frames
+        read = seen + electronics.sqrt() * self._normal(mean.shape) if instrument.read_noise else seen
+        # A bin without a photon counts as one in σ; how many of a point's bins are empty follows from their mean.
+        empty = instrument.bins * torch.exp(-seen / instrument.bins.clamp(min=1))
+        counts = seen + empty + (electronics if instrument.admits_read_noise else 0.0)
+        scale = torch.where(instrument.measured, norm.double(), torch.nan)
+        return (read / scale).float(), (counts.sqrt() / scale * instrument.sigma_scale).float()
 
-        At most 30 times the sample: a fault that is all there is would be a sample of its own.
-        """
-        change = self.instrument.at_bins(I)
-        D = detectability(change, self.directions, self.variance(self.truth))
-        strength = self.log_uniform(0.5, 2000) / D.clamp(min=1e-12)
-        return torch.minimum(strength, 30 * self.truth.amax(-1) / change.amax(-1))[:, None] * change
-
-
-def detectability(delta: Tensor, directions: Tensor, variance: Tensor) -> Tensor:
-    """D, (b,): √Σ ΔI²/σ² of what weighted least squares along the directions of the normal family leaves of ΔI.
-
-    delta, variance: (b, n). directions: (b, k, n).
-    """
-    y = delta / variance.sqrt()
-    A = directions / variance.sqrt()[:, None]
-    A = A / A.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-    gram = A @ A.mT + 1e-9 * torch.eye(A.shape[1], dtype=A.dtype)
-    along = torch.linalg.solve(gram, A @ y[..., None])
-    return (y - (A * along).sum(1)).norm(dim=-1)
-
-
-def aggregation(scene: Scene) -> Tensor:
-    """Radiation damage: aggregates with ξ of 10–200 nm and D_f of 1.7–2.75 add an upturn at low q."""
-    return scene.added(forms.mass_fractal(Q, scene.log_uniform(10, 200), scene.uniform(1.7, 2.75)))
+    def _normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.g)
 
 
-def second_population(scene: Scene) -> Tensor:
-    """Voids, vacancy clusters, bubbles or dust: spheroids of another size."""
-    entry = torch.randint(0, Spheroids.SIZE, (len(scene),), generator=scene.g)
-    return scene.added(scene.spheroids(scene.log_uniform(0.6, 40), entry))
+def detectability(delta: Tensor, I: Tensor, variance: Tensor, stability: float = FLUX_STABILITY) -> Tensor:
+    """D of ΔI on a sample I, (b,): see the head of this module. All (b, 128); variance infinite where not measured."""
+    weight = 1 / variance.double()
+    delta, I = delta.double(), I.double()
+    along = (delta * I * weight).sum(-1) ** 2 / (stability**-2 + (I**2 * weight).sum(-1))
+    return ((delta**2 * weight).sum(-1) - along).clamp(min=0).sqrt().float()
 
 
-def repulsion(scene: Scene) -> Tensor:
-    """The population's S(q) is that of hard spheres, one to two and a half times as large as the particles."""
-    S = forms.hard_spheres(Q, scene.sample.size * scene.uniform(1, 2.5), scene.log_uniform(0.01, 0.4))
-    population = scene.sample.population(scene.spheroids)
-    return scene.instrument.at_bins(scene.sample.level[:, None] * population * (S - 1))
+def simulate(
+    n: int,
+    spheroids: Spheroids,
+    g: Generator,
+    mix: Mix | None = None,
+    *,
+    instrument: Instrument | None = None,
+    scene: Scene | None = None,
+) -> Curves:
+    """n curves of one instrument, a random one by default, or of a scene."""
+    mix = mix or Mix()
+    scene = scene or Scene.draw(n, spheroids, instrument or Instrument.draw(g), g)
+    is_faulty = uniform(0, 1, (n,), g) < mix.faulty
+    label = torch.multinomial(torch.tensor(mix.classes), n, replacement=True, generator=g)
+    label = torch.where(is_faulty & (uniform(0, 1, (n,), g) < 0.8), 0, label)
+    if mix.strange:
+        label = torch.where(~is_faulty & (uniform(0, 1, (n,), g) < mix.strange), STRANGE, label)
+    kind, u = defects.draw(label, g)
+    unit = scene.instrument.at_grid(_intensity(label, kind, u, g)) / BACKGROUND
+    strength, D = scene.scaled_to(unit, log_uniform(*mix.D, (n,), g))
+    strength, D = torch.where(label > 0, strength, 0), torch.where(label > 0, D, 0)
+    return observed(scene, label, kind, u, strength, D, unit, is_faulty, mix)
 
 
-def precipitation(scene: Scene) -> Tensor:
-    """Precipitates with a depleted zone around them."""
-    return scene.added(forms.depleted_precipitate(Q, scene.log_uniform(0.8, 20), scene.uniform(1.4, 3)))
+def _intensity(label: Tensor, kind: Tensor, u: Tensor, g: Generator) -> Tensor:
+    """Of defects and of strangers, (b, len(Q))."""
+    I = defects.intensity(Q, kind, u)
+    rows = torch.nonzero(label == STRANGE)[:, 0]
+    if len(rows):
+        I[rows] = strangers.draw(len(rows), g)
+    return I
 
 
-def phase_separation(scene: Scene) -> Tensor:
-    """A bicontinuous structure with a period of 3–60 nm."""
-    period = scene.log_uniform(3, 60)
-    return scene.added(forms.teubner_strey(Q, period, period * scene.uniform(0.2, 1.5)))
-
-
-def beamstop(scene: Scene) -> Tensor:
-    """The lowest bins are shadowed, or parasitic scattering leaks past the beamstop."""
-    q, leaks = scene.instrument.q, scene.uniform(0, 1, 1) < 0.5
-    q_min = q[scene.instrument.pixels > 0][0]
-    factor = torch.where(leaks, scene.log_uniform(1.2, 50, 1), scene.uniform(0.1, 0.9, 1))
-    reach = scene.log_uniform(0.003, 0.05, 1).clamp(min=1.5 * float(q[1] - q[0]))
-    return scene.truth * (factor - 1) * torch.sigmoid((q_min + reach - q) / (0.1 * reach))
-
-
-def background(scene: Scene) -> Tensor:
-    """More background was subtracted than there is."""
-    return -scene.log_uniform(0.01, 1, 1).expand_as(scene.truth)
-
-
-def dead_time(scene: Scene) -> Tensor:
-    """Pixels count n/(1 + nτ): strong intensities come out too small."""
-    lost = scene.log_uniform(0.01, 3, 1) * scene.truth / scene.truth.amax(-1, keepdim=True)
-    return -scene.truth * lost / (1 + lost)
-
-
-FAULTS: Mapping[str, Callable[[Scene], Tensor]] = {
-    "aggregation": aggregation,
-    "second population": second_population,
-    "repulsion": repulsion,
-    "precipitation": precipitation,
-    "phase separation": phase_separation,
-    "beamstop": beamstop,
-    "background": background,
-    "dead time": dead_time,
-}
-"""ΔI at the instrument's bins, (b, n), for every kind of fault."""
-NAMES = ("normal", *FAULTS)
-"""What the indices in `Curves.fault` mean."""
-
-
-def simulate(n: int, spheroids: Spheroids, g: Generator, *, normal: float = 0.5) -> Curves:
-    """n curves of one random instrument. normal: the share without a fault."""
-    scene = Scene.draw(n, spheroids, g)
-    fault = torch.randint(1, len(NAMES), (n,), generator=g)
-    fault = torch.where(_uniform(0, 1, (n,), g) < normal, 0, fault)
-    delta, D = torch.zeros_like(scene.truth), torch.zeros(n, dtype=torch.float64)
-    for kind, name in enumerate(NAMES):
-        rows = torch.nonzero(fault == kind)[:, 0]
-        if name in FAULTS and len(rows):
-            delta[rows], D[rows] = _apply(name, scene[rows])
-    inputs, photons = _measure(scene, delta, fault == NAMES.index("background"))
-    label = torch.where(D >= ANOMALOUS_FROM, 1, torch.where(D < NORMAL_BELOW, 0, -1))
-    is_empty = inputs.isnan().any(-1).any(-1)  # no intensity above zero is left: `infer` flags it, no network sees it
-    return Curves(inputs.nan_to_num(0), torch.where(is_empty, -1, label), fault, D.float(), photons.float())
-
-
-def _apply(name: str, scene: Scene) -> tuple[Tensor, Tensor]:
-    """ΔI of one kind of fault and its D."""
-    delta = FAULTS[name](scene)
-    if name == "background":  # no photon is missing, and the normal family cannot follow below zero
-        return delta, detectability(delta, scene.directions[:, :-1], scene.variance(scene.truth))
-    variance = scene.variance(scene.truth + delta)
-    D = detectability(delta, scene.directions, variance)
-    if name == "second population":  # whichever population is the sample's own, the nearer normal curve counts
-        own = scene.instrument.at_bins(scene.sample.level[:, None] * scene.sample.population(scene.spheroids))
-        grown = _stretched(delta, scene.instrument.q)
-        other = (delta, grown, _stretched(grown, scene.instrument.q), *scene.directions[:, -3:].unbind(1))
-        D = torch.minimum(D, detectability(own, torch.stack(other, dim=1), variance))
-    return delta, D
-
-
-def _stretched(I: Tensor, q: Tensor) -> Tensor:
-    """dI/d ln q of a population, (b, n): how it changes with its size; done twice, with the spread of its sizes."""
-    return torch.gradient(I, spacing=(q.log(),), dim=-1)[0]
-
-
-def _measure(scene: Scene, delta: Tensor, is_oversubtracted: Tensor) -> tuple[Tensor, Tensor]:
-    """The inputs of the network, and the photons in each curve. Every seventh curve lost a part of its background."""
-    norm, g, b = scene.norm(), scene.g, len(delta)
-    mean = scene.truth + torch.where(is_oversubtracted[:, None], 0, delta)
-    mean = mean * (1 + scene.instrument.systematic * _ripple(mean.shape, g))
-    seen = torch.poisson((mean * norm).clamp(min=0), generator=g)
-    taken = _uniform(0, 1, (b, 1), g) * (_uniform(0, 1, (b, 1), g) < 0.15)
-    taken = torch.where(is_oversubtracted[:, None], 1 - delta, taken)
-    I = torch.where(norm > 0, seen / norm - taken, torch.nan)
-    sigma = torch.where(norm > 0, seen.clamp(min=1).sqrt() / norm, torch.nan) * scene.instrument.sigma_scale
-    q, pixels = scene.instrument.q.numpy(), scene.instrument.pixels.numpy()
-    inputs = curves.channels(*curves.rebin(q, I.numpy(), sigma.numpy(), GRID, weight=pixels))
-    return torch.from_numpy(inputs), seen.sum(-1)
-
-
-def _ripple(shape: torch.Size, g: Generator) -> Tensor:
-    """Unit variance, half of it different from bin to bin, half smooth in q."""
-    rough = torch.randn(shape, generator=g, dtype=torch.float64)
-    knots = torch.randn((shape[0], 1, 12), generator=g, dtype=torch.float64)
-    smooth = torch.nn.functional.interpolate(knots, size=shape[1], mode="linear", align_corners=True)[:, 0]
-    return (rough + smooth) / math.sqrt(2)
-
-
-def _uniform(low: float, high: float, shape: tuple[int, ...], g: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=g, dtype=torch.float64)
-
-
-def _log_uniform(low: float, high: float, shape: tuple[int, ...], g: Generator) -> Tensor:
-    return torch.exp(_uniform(math.log(low), math.log(high), shape, g))
+def observed(
+    scene: Scene,
+    label: Tensor,
+    kind: Tensor,
+    u: Tensor,
+    strength: Tensor,
+    D: Tensor,
+    unit: Tensor,
+    is_faulty: Tensor,
+    mix: Mix,
+) -> Curves:
+    """Expose these samples once, with a fault of the instrument where `is_faulty`, and once more for the reference."""
+    g, n = scene.g, len(scene)
+    mean = scene.truth + strength[:, None] * unit
+    variance = scene.variance(mean)
+    fault = torch.where(is_faulty, torch.randint(0, len(faults.NAMES), (n,), generator=g), -1)
+    exposed, taken, D_fault = faults.apply(scene, mean, fault, log_uniform(*mix.D, (n,), g), detectability)
+    I, sigma, I_ref, sigma_ref = scene.measure(exposed, taken)
+    has_reference = uniform(0, 1, (n,), g) < mix.with_reference
+    I_ref = torch.where(has_reference[:, None], I_ref, torch.nan)
+    inputs = channels(I.numpy(), sigma.numpy(), Reference(I_ref.numpy(), sigma_ref.numpy()))
+    present = (
+        torch.nn.functional.one_hot(fault.clamp(min=0), len(faults.NAMES)) * (D_fault >= faults.PRESENT_FROM)[:, None]
+    )
+    return Curves(
+        inputs=torch.from_numpy(
+            np.nan_to_num(inputs)
+        ),  # a curve without a photon: `infer` flags it, no network sees it
+        label=label,
+        faults=(present * (fault >= 0)[:, None]).float(),
+        D=D,
+        D_fault=D_fault,
+        has_reference=has_reference,
+        kind=kind,
+        u=u,
+        strength=strength,
+        photons=(scene.norm * mean).sum(-1),
+        truth=scene.truth,
+        I=I,
+        reference=I_ref,
+        variance=variance,
+        variance_0=scene.variance(scene.truth),
+        instrument=torch.zeros(n, dtype=torch.int64),
+    )

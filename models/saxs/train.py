@@ -1,10 +1,14 @@
-"""Train the SAXS network on curves made while it learns, calibrate it, export it, and write its card.
+"""Train the SAXS networks, calibrate them, export them, and write their cards.
 
-    python -m models.saxs.train --steps 3800 --seed 1
+    python -m models.saxs.train pool --shards 40            # curves, kept under build/
+    python -m models.saxs.train fast --steps 12000          # the default model, models/saxs
+    python -m models.saxs.train faithful --steps 12000      # every layer variational, models/saxs_faithful
+    python -m models.saxs.train mission                     # the faithful network on three classes, its own curves
+    python -m models.saxs.train without --label 3           # one that never saw point defects, for the novelty figures
 
-A run that was stopped goes on from its last checkpoint. No curve is seen twice, so the training loss is the loss on new
-data. The loss is that of a Bayesian network: negative log-likelihood plus Brier score over the posterior, and the
-divergence from the prior divided by the number of curves.
+A run that was stopped goes on from its last checkpoint. The loss is that of a Bayesian network: negative log-likelihood
+plus Brier score over the posterior, and the divergence from the prior divided by the number of curves. The class of the
+material is learned from curves without a fault of the instrument, faults from all.
 """
 
 from __future__ import annotations
@@ -13,49 +17,45 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from models import training
-from models.saxs.network import Exported, Network
-from models.saxs.simulate import Curves, Spheroids, simulate
+from models.saxs import pool
+from models.saxs.evidence import Evidence
+from models.saxs.network import CLASS_COUNT, Network
+from models.saxs.pool import Shard
+from models.saxs.simulate import STRANGE, Mix
+from streamer.reduce.reference import CHANNELS
 
 FOLDER = Path(__file__).parent
-BATCH, INSTRUMENTS, PER_INSTRUMENT = 256, 8, 128
-LEARNING_RATE = 3e-3
-CHECKPOINT_EVERY = 400
-"""Steps; a multiple of the batches in a pool, for the pool itself is not kept."""
-CALIBRATION_SEED = 1_000_003
-"""Seeds below a million train, this one calibrates, those above it (see `evaluate`) test."""
-DRAWS = 32
+LEARNING_RATE = 1e-3
+CHECKPOINT_EVERY = 500
 
 
-def batches(spheroids: Spheroids, g: Generator, n: int, *, normal: float = 0.5) -> Iterator[Curves]:
-    """n batches of BATCH curves, each with curves of INSTRUMENTS instruments. normal: the share without a fault."""
-    per_pool = INSTRUMENTS * PER_INSTRUMENT // BATCH
-    for _ in range(math.ceil(n / per_pool)):
-        parts = [vars(simulate(PER_INSTRUMENT, spheroids, g, normal=normal)) for _ in range(INSTRUMENTS)]
-        order = torch.randperm(INSTRUMENTS * PER_INSTRUMENT, generator=g).split(BATCH)
-        pool = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        for rows in order[: min(n, per_pool)]:
-            yield Curves(**{name: values[rows] for name, values in pool.items()})
-        n -= per_pool
+def loss(logits: Tensor, batch: Shard) -> Tensor:
+    """Negative log-likelihood + Brier score: of the class where no fault was drawn, of every fault, and of being none
+    of the classes."""
+    material, yes_or_no = logits[:, :CLASS_COUNT], logits[:, CLASS_COUNT:]
+    is_strange = batch.label == STRANGE
+    clean = (batch.D_fault == 0) & ~is_strange
+    p = torch.softmax(material[clean], -1)
+    label = batch.label[clean]
+    brier = (p - one_hot(label, CLASS_COUNT)).square().sum(-1).mean()
+    likelihood = cross_entropy(material[clean], label)
+    truth = torch.cat((batch.faults, is_strange[:, None].float()), 1)
+    present = binary_cross_entropy_with_logits(yes_or_no, truth)
+    return likelihood + brier + present * 3 + (torch.sigmoid(yes_or_no) - truth).square().mean() * 3
 
 
-def loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Negative log-likelihood + Brier score of the labelled curves."""
-    is_labelled = label >= 0
-    logits, y = logits[is_labelled], label[is_labelled].float()
-    brier = (torch.sigmoid(logits) - y).square().mean()
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits, y) + brier
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up over 100 steps, then half a cosine down to 1 % of LEARNING_RATE."""
-    return LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, a plateau, and from half-way half a cosine down to 2 % of the peak."""
+    late = max(0.0, 2 * step / steps - 1)
+    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * late)) / 2)
 
 
 @dataclass
@@ -88,84 +88,102 @@ class Run:
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 
-def train(steps: int, seed: int, checkpoint: Path, *, stop_after: int | None = None) -> tuple[Network, float]:
-    """The trained network and the seconds it took, going on from the checkpoint if there is one.
+def train(
+    network: Network,
+    curves: Iterator[Shard],
+    g: Generator,
+    steps: int,
+    checkpoint: Path,
+    *,
+    peak: float = LEARNING_RATE,
+    stop_after: int | None = None,
+) -> float:
+    """Train in place, going on from the checkpoint if there is one. Returns the seconds it took.
 
-    stop_after: end early, after so many steps of the plan for `steps`; a whole number of pools.
+    stop_after: end early, after so many steps of the plan for `steps`.
     """
-    g = training.seeded(seed)
-    network, spheroids = Network().train(), Spheroids(g)
-    run = Run(network, torch.optim.Adam(network.parameters(), lr=LEARNING_RATE), g)
+    run = Run(network.train(), torch.optim.Adam(network.parameters(), lr=peak), g)
     if checkpoint.exists():
         run.read(checkpoint)
-    begun = time.monotonic() - run.seconds
     last = stop_after or steps
-    with training.progress("training", steps) as advance:
+    begun, seen = time.monotonic() - run.seconds, 0.0
+    with training.progress(checkpoint.stem, steps) as advance:
         advance(run.step)
-        for batch in batches(spheroids, g, last - run.step):
-            value = _learn(run, batch, steps)
+        while run.step < last:
+            batch = next(curves)
+            for group in run.optimiser.param_groups:
+                group["lr"] = learning_rate(run.step, steps, peak)
+            value = loss(network(batch.seen.float(), batch.features.float()), batch)
+            run.optimiser.zero_grad()
+            (value + network.divergence() / (steps * len(batch))).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            run.optimiser.step()
+            seen = value.item() if run.step == 0 else 0.99 * seen + 0.01 * value.item()
             run.step, run.seconds = run.step + 1, time.monotonic() - begun
-            advance(1, f"loss {value:.3f}")
+            advance(1, f"loss {seen:.3f}")
             if run.step % CHECKPOINT_EVERY == 0 or run.step == last:
                 run.write(checkpoint)
-    return network, run.seconds
+                print(f"{checkpoint.stem} step {run.step} of {steps}: loss {seen:.4f}, {run.seconds:.0f} s", flush=True)
+    return run.seconds
 
 
-def _learn(run: Run, batch: Curves, steps: int) -> float:
-    """One step of the optimiser. Returns the loss without the divergence."""
-    for group in run.optimiser.param_groups:
-        group["lr"] = learning_rate(run.step, steps)
-    value = loss(run.network(batch.inputs), batch.label)
-    run.optimiser.zero_grad()
-    (value + run.network.divergence() / (steps * BATCH)).backward()
-    run.optimiser.step()
-    return value.item()
+MISSION = (1, 2, 3)
+"""Vacancy, edge dislocation, point defect: the three classes of the task this project began with."""
+MISSION_MIX = Mix.material(*MISSION, D=(5.0, 1000.0))
+MISSION_SEED = 500_001
+TRAINING_MIX = Mix(strange=0.125)
 
 
-def temperature(network: Network, seed: int, curves: int = 16384) -> float:
-    """The temperature that makes the probabilities of held-out curves most likely."""
-    g = Generator().manual_seed(seed)
-    held_out = Exported(network.eval(), draws=DRAWS, seed=seed)
-    logits, labels = [], []
+def without(path: Path, label: int, asked: Evidence) -> Shard:
+    """A shard as somebody sees it who never heard of a class."""
+    shard = pool.read(path)
+    shard = shard[torch.nonzero(shard.label != label)[:, 0]]
     with torch.no_grad():
-        for batch in batches(Spheroids(g), g, curves // BATCH):
-            logits.append(held_out.logits(batch.inputs)[batch.label >= 0])
-            labels.append(batch.label[batch.label >= 0].float())
-    grid = torch.logspace(-0.5, 0.7, 121)
-    z, y = torch.cat(logits), torch.cat(labels)
-    losses = [torch.nn.functional.binary_cross_entropy(torch.sigmoid(z / T).mean(-1), y) for T in grid]
-    return float(grid[torch.stack(losses).argmin()])
+        said = [asked(part.float()) for part in shard.seen[:, : len(CHANNELS)].split(256)]
+    features, left, scores = (torch.cat(column) for column in zip(*said, strict=True))
+    seen = torch.cat((shard.seen[:, : len(CHANNELS)], left.half()), 1)
+    return replace(shard, seen=seen, features=features.half(), scores=scores)
+
+
+def fill_without(build: Path, label: int, count: int) -> Path:
+    """The first shards of the pool without a class, in a folder of their own."""
+    folder, asked = build / f"without_{label}", pool.evidence(label)
+    for path in pool.shards(build)[:count]:
+        if not (folder / path.name).exists():
+            training.write_checkpoint(folder / path.name, **vars(without(path, label, asked)))
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3800, help="batches of 256 curves")
+    parser.add_argument("what", choices=["pool", "normal", "fast", "faithful", "mission", "without"])
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--shards", type=int, default=40)
+    parser.add_argument("--label", type=int, default=0, help="for 'without': the class it never sees")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/models/saxs.pt"))
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of card.toml and model.onnx")
+    parser.add_argument("--build", type=Path, default=Path("build/models/saxs"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    network, seconds = train(arguments.steps, arguments.seed, arguments.checkpoint)
-    T = temperature(network, CALIBRATION_SEED)
-    exported = Exported(network, draws=DRAWS, seed=arguments.seed, temperature=T)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "model.onnx"
-    g = Generator().manual_seed(CALIBRATION_SEED)
-    example = next(batches(Spheroids(g), g, 1)).inputs
-    training.export(exported, example[:2], path, inputs=["curve"], outputs=["anomaly", "sigma", "entropy"])
-    difference = training.largest_difference(exported, path, example)
-    known = arguments.out / "card.toml"
-    card = training.read_card(known if known.exists() else FOLDER / "card.toml")
-    card["sha256"] = training.sha256(path)
-    card["calibration"] |= {"temperature": T, "draws": DRAWS, "seed": CALIBRATION_SEED}
-    card["training"] |= {
-        "seed": arguments.seed,
-        "curves": arguments.steps * BATCH,
-        "minutes": round(seconds / 60, 1),
-        "largest_difference_torch_onnx": difference,
-    }
-    training.write_card(arguments.out / "card.toml", card)
-    print(f"temperature {T:.3f}, torch − ONNX ≤ {difference:.1e}, {path.stat().st_size / 1e6:.2f} MB, {seconds:.0f} s")
+    build, what, steps = arguments.build, arguments.what, arguments.steps
+    g = training.seeded(arguments.seed)
+    match what:
+        case "pool":
+            pool.fill(build, 1, arguments.shards, TRAINING_MIX)
+        case "normal":
+            pool.fill(build / "normal", pool.CALIBRATION_SEED + 1, arguments.shards, Mix.normal())
+        case "fast" | "faithful":
+            network = Network(is_faithful=what == "faithful")
+            train(network, pool.batches(build, arguments.batch, g), g, steps, build / f"{what}.pt")
+        case "mission":
+            pool.fill(build / "mission", MISSION_SEED, arguments.shards, MISSION_MIX)
+            network = Network(is_faithful=True, classes=MISSION)
+            train(network, pool.batches(build / "mission", arguments.batch, g), g, steps, build / "mission.pt")
+        case "without":
+            folder = fill_without(build, arguments.label, arguments.shards)
+            network = Network(classes=tuple(k for k in range(CLASS_COUNT) if k != arguments.label))
+            name = f"without_{arguments.label}.pt"
+            train(network, pool.batches(folder, arguments.batch, g), g, steps, build / name)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,64 @@
-"""SAXS: is this the curve of an undisturbed sample? I(q) ± σ from every frame, and what the model makes of it.
+"""SAXS: what is new in this curve, how sure is that, was anything like it ever seen, and does it change?
 
 What is published of a frame:
 
-    profile    I ± σ on q: counts per pixel, corrected for solid angle, polarisation and flat; no absolute scale
-    total      mean counts per pixel in the q range ± σ: falls with the beam
-    invalid    fraction of its pixels that the detector marked as not measured in this frame
-    saturated  fraction of its pixels above the detector's saturation
-    anomaly    probability ± σ that the curve is none of a normal sample (the model's card says what that means)
-    entropy    of that probability, nats: the whole uncertainty
+    profile        I ± σ on q: counts per pixel, corrected for solid angle, polarisation and flat; no absolute scale
+    curve          the same on the model's grid of q
+    total          mean counts per pixel in the q range ± σ: falls with the beam
+    invalid, saturated   fractions of its pixels not measured in this frame, and above the detector's saturation
+    rg, i0, porod  Guinier's Rg (1/unit of q) and I(0), exponent of the power law behind, all ± σ (`reduce.shape`)
 
-The geometry is that of the `.poni` file, else what the detector's header tells. With a `.poni` a running series can be
-joined; without one its frames are refused until a start message has come.
+    class          number of the likeliest class of the material, in the order below; probability ± σ of it
+    normal, void, edge, point, precipitate, separation, order     probability ± σ of each; they add up to 1
+    aggregation, repulsion, background, beamstop, beam, saturation, detector     probability ± σ of each fault, any of
+                   which may be there; the material's classes hold for an instrument in order
+    anomaly        probability ± σ that the material is not normal or a fault is there
+    entropy        of the classes, nats; aleatoric: the part that more photons would lower; epistemic: the part that the
+                   network owes to what it never saw
 
-The curve is brought onto the model's q grid by `reduce.curves`, the functions the model was trained with. A curve with
-nothing in it is not judged: its `anomaly` is NaN.
+    has_reference  1 where the frame was judged beside a reference curve, 0 where by itself
+    scale          (1 + s) against the reference ± σ; chi2 of the rest; flux: s as a standard normal score
+    novelty        −log10 p: one in 10^novelty frames in order is as strange (conformal; `reduce.conformal`)
+    score          the same as a standard normal score, for rules that remember
+    unknown        −log10 p for a curve of anything known, in order or not: high where the class should not be believed
+    low_q, mid_q, high_q, top_q   what is new in each quarter of ln q, standard scores with their sign
+    cormap         −log10 P of the longest run of one sign between this frame and the one before
+    changed        probability that the score's mean is no longer that of frames in order (`sequential.ChangePoint`)
+    detectability  D: √χ² that the likeliest defect explains
+    exposure       how many times longer the exposure must be for D to reach 5, if what is seen is real; 1 where it has
+
+What needs a reference is NaN without one. The geometry is that of the `.poni` file, else what the detector's header
+tells. With a `.poni` a running series can be joined; without one its frames are refused until a start message has come.
+
+The reference is loaded with what `streamer commission` wrote, or averaged from the first `reference_frames` of every
+series, or it slides: the mean of the last `sliding_frames` frames that were in order. The curve is brought onto the
+model's q grid by `reduce.curves` and compared by `reduce.reference`, the functions the model was trained with. A curve
+with nothing in it is not judged: what the model would say is NaN.
 
 Where the model runs on CUDA, the frame is reduced there, too (`reduce_on`): `reduce` hands in the image as it came from
-the detector, and `interpret` finds the profile among the model's outputs. Either way the result is the same.
+the detector with the reference of that moment, and `interpret` finds profile and curve among the model's outputs.
+Either way the result is the same, but that frames on their way when a reference is ready are still judged without it.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from streamer.analyses import Analysis
-from streamer.graphs import Graph, can_draw
+from streamer.graphs import BESIDE, LIMITS, REFERENCE, Graph, can_draw
 from streamer.infer import (
     FRAME,
-    LIMITS,
     Model,
     RawModel,
     Reduction,
@@ -49,13 +71,42 @@ from streamer.infer import (
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce import graph as reduction_graph
 from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
-from streamer.reduce.curves import Rebinning, channels
+from streamer.reduce.conformal import Conformal
+from streamer.reduce.curves import Rebinning
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
+from streamer.reduce.keeping import Keeper
+from streamer.reduce.reference import Comparison, Reference, channels, compare
+from streamer.reduce.shape import guinier, power_law
+from streamer.sequential import ChangePoint, longest_run, run_probability
 
 log = structlog.get_logger(__name__)
 
+CLASSES = ("normal", "void", "edge", "point", "precipitate", "separation", "order")
+FAULTS = ("aggregation", "repulsion", "background", "beamstop", "beam", "saturation", "detector")
+BANDS = ("low_q", "mid_q", "high_q", "top_q", "flux")
+AGAINST = ("scale", "chi2", *BANDS, "detectability", "exposure")
+"""What needs a reference."""
+
+OUTPUTS = (
+    "classes",
+    "classes_sigma",
+    "faults",
+    "faults_sigma",
+    "anomaly",
+    "anomaly_sigma",
+    "total",
+    "aleatoric",
+    "epistemic",
+    "scores",
+    "bands",
+    "detectability",
+    "surprise",
+    "surprise_known",
+    "embedding",
+)
+
 BINS = (100, 10_000)
-"""On a healthy simulated sample the median anomaly is 0.02 with 200 bins, 0.04 with 100, 0.17 with 50, 0.34 with 20."""
+"""Fewer leave too many points of the grid, 128 in two decades, without a sample."""
 
 LEAST_COVERAGE = 0.45
 """Fraction of the model's q grid that a geometry must reach: that of the narrowest instrument it was trained on."""
@@ -68,6 +119,12 @@ USUAL_DTYPES = ("uint16", "uint32")
 
 WAVELENGTH_TOLERANCE = 1e-3
 """Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
+
+DECISIVE = 5.0
+"""D that is asked for: one defect is then told from none 99 times in 100."""
+
+IN_ORDER = 2.0
+"""Novelty below which a frame joins the sliding reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +145,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedIn(Reduced):
-    """A frame that is reduced on the device. integrator: of its series, which may be over when the answer comes."""
+    """A frame that is reduced on the device.
+
+    integrator: of its series, which may be over when the answer comes. reference: beside which it is judged.
+    """
 
     integrator: Integrator
+    reference: Reference | None
 
 
 class Saxs(Analysis):
@@ -102,13 +163,20 @@ class Saxs(Analysis):
     sigma: "poisson" for photons counted, "azimuthal" from the scatter of the pixels, for detectors that do not count.
     channel: which of a frame's images is analysed; None for the first one.
     model: name or folder.   device, max_batch: where it runs, and frames in one call of it.
+    commissioned: what `streamer commission` wrote: reference, flux stability, calibration of novelty.
+    reference_frames: so many frames at the beginning of a series become its reference; 0 for none.
+    sliding_frames: the reference is the mean of the last so many frames in order; 0 keeps it as it began.
     reduce_on: "cpu" reduces frames where they are decoded, "device" where the model runs, in one graph with it; "auto"
         means the device if that is CUDA. The graph needs the extra `cuda` or `train` when a geometry is new.
     """
 
     name = "saxs"
-    quantities = ("total", "invalid", "saturated", "anomaly", "entropy")
-    curves = ("profile",)
+    quantities = (
+        *("total", "invalid", "saturated", "rg", "i0", "porod"),
+        *("class", "probability", *CLASSES, *FAULTS, "anomaly", "entropy", "aleatoric", "epistemic"),
+        *("has_reference", "novelty", "score", "unknown", *AGAINST, "cormap", "changed"),
+    )
+    curves = ("profile", "curve")
 
     def __init__(
         self,
@@ -127,6 +195,9 @@ class Saxs(Analysis):
         model: str = "saxs",
         device: Device = "auto",
         max_batch: int = 16,
+        commissioned: Path | None = None,
+        reference_frames: Annotated[int, msgspec.Meta(ge=0)] = 0,
+        sliding_frames: Annotated[int, msgspec.Meta(ge=0)] = 0,
         reduce_on: ReduceOn = "auto",
     ) -> None:
         if poni is None and (mask or flat or dark):
@@ -145,8 +216,10 @@ class Saxs(Analysis):
         self.sigma: SigmaModel = sigma
         self.channel = channel
         self._card = self.model.card
-        require_tensors(self._card, {"curve": "1"}, {"anomaly": "1", "sigma": "1", "entropy": "1"})
+        require_tensors(self._card, {"curve": "1"}, dict.fromkeys(OUTPUTS, "1"))
         self._grid = self._card.grid("q")
+        self._keeper = Keeper(self._grid, commissioned, reference_frames, sliding_frames)
+        self._memory = Memory()
         self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
         self._chosen_channel = channel
         if isinstance(self.model, Model):
@@ -164,7 +237,8 @@ class Saxs(Analysis):
         """Before the first frame can come: on a machine that never did it, this takes seconds."""
         prepare(USUAL_DTYPES)
         flat = np.ones(self._grid.size)
-        channels(*Rebinning(self._grid, self._grid)(flat, flat, flat))
+        I, sigma = Rebinning(self._grid, self._grid)(flat, flat, flat)
+        channels(I, sigma, Reference(I, sigma))
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry.
@@ -174,11 +248,17 @@ class Saxs(Analysis):
         """
         previous, self._setup, self._geometry = self._setup, None, None
         self._series = series
+        self._keeper.start_over()
         self._chosen_channel = self.channel or next(iter(series.channels), None)
         geometry = self._of_header(series) if self._given is None else self._of_file(self._given, series)
         if geometry.shape is not None:
             self._build(geometry, previous)
         self._geometry = geometry
+
+    @property
+    def grid(self) -> NDArray[np.float64]:
+        """The model's q, (m,) in the unit of its card."""
+        return self._grid
 
     def accepts(self, frame: Frame) -> bool:
         if self._chosen_channel is None:
@@ -193,11 +273,13 @@ class Saxs(Analysis):
             return self._handed_in(frame, setup, self.model)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
         I, sigma = setup.rebinning(profile.intensity, profile.sigma, profile.pixels)
+        reference = self._keeper.of(I, sigma)
+        beside = compare(I, sigma, reference, self._keeper.stability) if reference is not None else None
         return Reduced(
             series=frame.series,
             number=frame.number,
-            quantities=_quantities(profile, self.sigma),
-            inputs={"curve": channels(I, sigma)},
+            quantities=_quantities(profile, self.sigma) | self._of_curve(I, sigma) | against(beside),
+            inputs={"curve": channels(I, sigma, reference, beside=beside)},
             channel=frame.channel,
             start_s=frame.start_s,
             received_ns=frame.received_ns,
@@ -206,10 +288,13 @@ class Saxs(Analysis):
     def interpret(self, reduced: Reduced, outputs: Mapping[str, NDArray[Any]] | None) -> Result:
         quantities = dict(reduced.quantities)
         if isinstance(reduced, HandedIn) and outputs is not None:
-            quantities = _quantities(_profile(outputs, reduced.integrator), self.sigma)
+            quantities = self._handed_back(reduced, outputs)
         if outputs is not None:
-            quantities["anomaly"] = Quantity(float(outputs["anomaly"]), float(outputs["sigma"]))
-            quantities["entropy"] = Quantity(float(outputs["entropy"]))
+            quantities |= judged(outputs, self._keeper.novelty, has_reference=bool(quantities["has_reference"].value))
+            quantities |= self._memory.of(quantities)
+            if float(quantities["novelty"].value) < IN_ORDER:
+                curve = quantities["curve"]
+                self._keeper.learn(np.asarray(curve.value), np.asarray(curve.sigma))
         return Result(
             analysis=self.name,
             series=reduced.series,
@@ -279,6 +364,11 @@ class Saxs(Analysis):
         self._setup = setup
         return setup
 
+    def _of_curve(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> dict[str, Quantity]:
+        """The curve on the model's grid, and its shape."""
+        q = self._grid / self._to_grid
+        return {"curve": Quantity(I, sigma, axes={"q": (q, self.unit)})} | _shape(q, I, sigma, self.unit)
+
     def _handed_in(self, frame: Frame, setup: Setup, model: RawModel) -> HandedIn:
         """The frame on its way to the device."""
         dtype = frame.image.dtype
@@ -289,23 +379,40 @@ class Saxs(Analysis):
                 window, limits = self._window(dtype, setup, model)
             except BadModel as missing:
                 raise BadFrame("dtype", f"saxs: frames of {dtype} cannot be handed in: {missing}") from missing
+        reference = self._keeper.known
         return HandedIn(
             series=frame.series,
             number=frame.number,
             quantities={},
-            inputs={FRAME: window.put(frame.image), LIMITS: limits},
+            inputs={
+                FRAME: window.put(frame.image),
+                LIMITS: limits,
+                **reduction_graph.reference_rows(reference, self._keeper.stability, self._grid.size),
+            },
             channel=frame.channel,
             start_s=frame.start_s,
             received_ns=frame.received_ns,
             integrator=setup.integrator,
+            reference=reference,
         )
+
+    def _handed_back(self, reduced: HandedIn, outputs: Mapping[str, NDArray[Any]]) -> dict[str, Quantity]:
+        """What `reduce` would have said of a frame that was reduced on the device."""
+        I, sigma = outputs["curve.I"], outputs["curve.sigma"]
+        if reduced.reference is None:
+            self._keeper.of(I, sigma)
+            beside = None
+        else:
+            beside = compare(I, sigma, reduced.reference, self._keeper.stability)
+        profile = _profile(outputs, reduced.integrator)
+        return _quantities(profile, self.sigma) | self._of_curve(I, sigma) | against(beside)
 
     def _window(self, dtype: np.dtype[Any], setup: Setup, model: RawModel) -> tuple[Window, NDArray[np.float64]]:
         """Where frames of a dtype are handed in, opened with the first of them, and what counts as a measurement."""
         limits = reduction_graph.limits_row(dtype, setup.nodata, setup.saturation)
         key = dtype, reduction_graph.has_hole(limits)
         if key not in setup.windows:
-            setup.windows[key] = model.prepare(_reduction(setup, *key))
+            setup.windows[key] = model.prepare(_reduction(setup, *key, self._grid.size))
         return setup.windows[key], limits
 
     def _integrator(self, geometry: Geometry) -> Integrator:
@@ -345,14 +452,15 @@ def _load(name: str, device: Device, max_batch: int, reduce_on: ReduceOn) -> Mod
     return load_raw_model(name, device=model.device, max_batch=max_batch)
 
 
-def _reduction(setup: Setup, dtype: np.dtype[Any], has_hole: bool) -> Reduction:
+def _reduction(setup: Setup, dtype: np.dtype[Any], has_hole: bool, points: int) -> Reduction:
     """From raw frames to the profile and the model's input."""
     integrator, rebinning = setup.integrator, setup.rebinning
 
     def draw(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
         bins = reduction_graph.per_bin(graph, integrator.binned, dtype, has_hole=has_hole)
-        curve = reduction_graph.channels_graph(graph, bins, rebinning)
-        return {"curve": curve}, {f"bins.{name}": tensor for name, tensor in asdict(bins).items()}
+        seen, I, sigma = reduction_graph.channels_graph(graph, bins, rebinning)
+        given_out = {f"bins.{name}": tensor for name, tensor in asdict(bins).items()}
+        return {"curve": seen}, given_out | {"curve.I": I, "curve.sigma": sigma}
 
     per_frame = ("invalid", "saturated")
     return Reduction(
@@ -360,12 +468,107 @@ def _reduction(setup: Setup, dtype: np.dtype[Any], has_hole: bool) -> Reduction:
         shape=integrator.shape,
         dtype=dtype,
         places=reduction_graph.places(integrator.binned.norm.size),
+        inputs={LIMITS: (4,), REFERENCE: (2, points), BESIDE: (2,)},
         outputs={
-            f"bins.{one.name}": () if one.name in per_frame else (integrator.bins,)
-            for one in fields(reduction_graph.Bins)
+            **{
+                f"bins.{one.name}": () if one.name in per_frame else (integrator.bins,)
+                for one in fields(reduction_graph.Bins)
+            },
+            "curve.I": (points,),
+            "curve.sigma": (points,),
         },
         draw=draw,
     )
+
+
+@dataclass
+class Memory:
+    """What is remembered from frame to frame, in their order."""
+
+    changes: ChangePoint = field(default_factory=ChangePoint)
+    _before: NDArray[np.float64] | None = None
+
+    def of(self, quantities: Mapping[str, Quantity]) -> dict[str, Quantity]:
+        """cormap and changed of this frame."""
+        I = np.asarray(quantities["profile"].value, dtype=np.float64)
+        before, self._before = self._before, I
+        surprise = math.nan
+        if before is not None and before.shape == I.shape:
+            run, bins = longest_run(I - before * (np.nansum(I) / max(float(np.nansum(before)), 1e-300)))
+            surprise = -math.log10(max(run_probability(bins, run), 1e-300))
+        return {
+            "cormap": Quantity(surprise),
+            "changed": Quantity(self.changes.see(float(quantities["score"].value))),
+        }
+
+
+def judged(
+    outputs: Mapping[str, NDArray[Any]], calibration: Conformal | None, *, has_reference: bool
+) -> dict[str, Quantity]:
+    """What the model says of one frame, by the names of the Quantities. calibration: of this sample's own frames."""
+    classes, faults = np.asarray(outputs["classes"]), np.asarray(outputs["faults"])
+    best = int(classes.argmax()) if np.isfinite(classes).all() else -1
+    novelty = float(outputs["surprise"])
+    if calibration is not None and has_reference:
+        novelty = -math.log10(calibration.p(novelty)) if math.isfinite(novelty) else math.nan
+    named = {
+        name: Quantity(float(p), float(s))
+        for names, values, sigmas in (
+            (CLASSES, classes, outputs["classes_sigma"]),
+            (FAULTS, faults, outputs["faults_sigma"]),
+        )
+        for name, p, s in zip(names, values, np.asarray(sigmas), strict=True)
+    }
+    bands = {
+        name: Quantity(float(x) if has_reference else math.nan) for name, x in zip(BANDS, outputs["bands"], strict=True)
+    }
+    D = float(outputs["detectability"]) if has_reference else math.nan
+    return {
+        "class": Quantity(float(best) if best >= 0 else math.nan),
+        "probability": named[CLASSES[best]] if best >= 0 else Quantity(math.nan),
+        **named,
+        "anomaly": Quantity(float(outputs["anomaly"]), float(outputs["anomaly_sigma"])),
+        "entropy": Quantity(float(outputs["total"])),
+        "aleatoric": Quantity(float(outputs["aleatoric"])),
+        "epistemic": Quantity(float(outputs["epistemic"])),
+        "novelty": Quantity(novelty),
+        "score": Quantity(normal_score(novelty)),
+        "unknown": Quantity(float(outputs["surprise_known"]) if has_reference else math.nan),
+        **bands,
+        "detectability": Quantity(D),
+        "exposure": Quantity(max(1.0, (DECISIVE / D) ** 2) if D > 0 else math.nan),
+    }
+
+
+def normal_score(surprise: float) -> float:
+    """The standard normal score that is exceeded with p = 10^−surprise; NaN for NaN."""
+    if not math.isfinite(surprise):
+        return math.nan
+    p = min(max(10.0**-surprise, 1e-300), 1 - 1e-9)
+    return -statistics.NormalDist().inv_cdf(p)
+
+
+def _shape(
+    q: NDArray[np.float64], I: NDArray[np.float64], sigma: NDArray[np.float64], unit: str
+) -> dict[str, Quantity]:
+    ball, law = guinier(q, I, sigma), power_law(q, I, sigma)
+    return {
+        "rg": Quantity(ball.rg, ball.sigma_rg, unit.removeprefix("1/")),
+        "i0": Quantity(ball.i0, ball.sigma_i0),
+        "porod": Quantity(-law.slope, law.sigma_slope),
+    }
+
+
+def against(beside: Comparison | None) -> dict[str, Quantity]:
+    """What the comparison with the reference says by itself."""
+    if beside is None:
+        nothing = Quantity(math.nan)
+        return {"has_reference": Quantity(0.0), "scale": nothing, "chi2": nothing}
+    return {
+        "has_reference": Quantity(1.0),
+        "scale": Quantity(1 + float(beside.scale), float(beside.sigma_scale)),
+        "chi2": Quantity(float(beside.chi2)),
+    }
 
 
 def _profile(outputs: Mapping[str, NDArray[Any]], integrator: Integrator) -> Profile:

@@ -9,11 +9,10 @@ wait for that in `infer/ring.py` and get there by `infer/driver.py`.
 from streamer.infer.card import Card, Grid, ModelInput, ModelOutput, read_card, require_coverage, require_tensors
 from streamer.infer.device import Device, choose_device, cuda_obstacle
 from streamer.infer.model import Model, find_model, list_models, load_model
-from streamer.infer.raw import FRAME, LIMITS, RawModel, Reduction, Window, load_raw_model
+from streamer.infer.raw import FRAME, RawModel, Reduction, Window, load_raw_model
 
 __all__ = [
     "FRAME",
-    "LIMITS",
     "Card",
     "Device",
     "Grid",

@@ -43,14 +43,14 @@ import onnxruntime
 import structlog
 from numpy.typing import NDArray
 
-from streamer.graphs import FRAMES, LIMITS, SLOT, Graph
+from streamer.graphs import FRAMES, SLOT, Graph
 from streamer.infer.card import NETWORK, Card, listed, read_card
 from streamer.infer.device import Device, choose_device
 from streamer.infer.model import ORT_ERRORS, batch_sizes, find_model, open_session, read_network
 from streamer.infer.ring import Ring
 from streamer.records import BadFrame, BadInput, BadModel
 
-__all__ = ["FRAME", "LIMITS", "RawModel", "Reduction", "Window", "load_raw_model"]
+__all__ = ["FRAME", "RawModel", "Reduction", "Window", "load_raw_model"]
 
 log = structlog.get_logger(__name__)
 
@@ -72,8 +72,10 @@ class Reduction:
 
     fingerprint: the same for reductions that are drawn alike.   shape, dtype: of a frame.
     places: values in a row of the graph's input FRAMES.
+    inputs: name → shape of what every frame brings along, float64, without the batch axis; zeros must be good enough
+        to warm up with.
     outputs: name → shape of what is given out besides the network's answers, float64, without the batch axis.
-    draw: adds the reduction to a graph, with the inputs FRAMES, SLOT and LIMITS (see `reduce.graph`), and returns the
+    draw: adds the reduction to a graph, with the inputs FRAMES, SLOT and `inputs` (see `reduce.graph`), and returns the
         tensors that feed the network and those of `outputs`, by name.
     """
 
@@ -81,6 +83,7 @@ class Reduction:
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     places: int
+    inputs: Mapping[str, tuple[int, ...]]
     outputs: Mapping[str, tuple[int, ...]]
     draw: Callable[[Graph], tuple[Tensors, Tensors]]
 
@@ -128,21 +131,22 @@ class RawModel:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """What the reduction gives out, and the network's outputs, for a batch of frames: arrays (B, *shape).
 
-        inputs: FRAME, (B,) tickets from `Window.put`, each of which can be asked once, and LIMITS, (B, 4) float64.
-        The network's outputs are NaN for frames whose reduction left nothing to be judged.
-        Raises BadInput for wrong names or tickets, BadModel when ONNX Runtime fails.
+        inputs: FRAME, (B,) tickets from `Window.put`, each of which can be asked once, and those of the reductions they
+        were handed in for, (B, *shape). The network's outputs are NaN for frames whose reduction left nothing to be
+        judged. Raises BadInput for wrong names or tickets, BadModel when ONNX Runtime fails.
         """
-        if inputs.keys() != {FRAME, LIMITS}:
-            raise BadInput(f"{self.card.name}: found inputs {listed(inputs)}, expected '{FRAME}' and '{LIMITS}'")
+        if FRAME not in inputs:
+            raise BadInput(f"{self.card.name}: found inputs {listed(inputs)}, expected '{FRAME}' among them")
         tickets = [int(ticket) for ticket in inputs[FRAME]]
+        brought = {name: values for name, values in inputs.items() if name != FRAME}
         unknown = [ticket for ticket in tickets if ticket not in self._waiting]
         if unknown or not tickets:
             raise BadInput(f"{self.card.name}: no frame waits under the tickets {unknown}; each can be asked once")
         parts, first = [], 0
         for window, group in groupby(tickets, lambda ticket: self._waiting[ticket].window):
             members = list(group)
-            limits = inputs[LIMITS][first : first + len(members)]
-            parts += window.ask([self._waiting[ticket] for ticket in members], limits)
+            along = {name: values[first : first + len(members)] for name, values in brought.items()}
+            parts += window.ask([self._waiting[ticket] for ticket in members], along)
             first += len(members)
             for ticket in members:
                 _forget(self._waiting, ticket)
@@ -199,43 +203,58 @@ class Window:
         weakref.finalize(ticket, _forget, self._waiting, number).atexit = False
         return ticket
 
-    def ask(self, frames: list[_Waiting], limits: NDArray[np.float64]) -> list[dict[str, NDArray[Any]]]:
-        """The outputs for some frames, max_batch at a time."""
+    def ask(self, frames: list[_Waiting], inputs: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+        """The outputs for some frames, max_batch at a time. inputs: what they brought along. Raises BadInput."""
+        if inputs.keys() != self._reduction.inputs.keys():
+            found, expected = listed(inputs), listed(self._reduction.inputs)
+            raise BadInput(f"{self._name}: found inputs {found} besides '{FRAME}', expected {expected}")
         step = self._max_batch
-        return [self._ask(frames[at : at + step], limits[at : at + step]) for at in range(0, len(frames), step)]
+        return [
+            self._ask(frames[at : at + step], {name: values[at : at + step] for name, values in inputs.items()})
+            for at in range(0, len(frames), step)
+        ]
 
     def give_back(self, row: int) -> None:
         """A row is free again, and the next to be taken: it may still be in a cache."""
         self._free.append(row)
 
-    def _ask(self, frames: list[_Waiting], limits: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    def _ask(self, frames: list[_Waiting], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         slots = np.empty(len(frames), dtype=np.int64)
         for i, frame in enumerate(frames):
             if frame.image is not None:
                 self._ring.put(i, frame.image)
             slots[i] = i if frame.row is None else frame.row
         self._ring.wait()
-        return self._call(slots, np.ascontiguousarray(limits, dtype=np.float64))
+        return self._call(
+            slots, {name: np.ascontiguousarray(values, dtype=np.float64) for name, values in inputs.items()}
+        )
 
-    def _call(self, slots: NDArray[np.int64], limits: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    def _call(self, slots: NDArray[np.int64], inputs: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[Any]]:
         try:
             if self._device == "cpu":
                 names = list(self._outputs)
-                feeds = {FRAMES: self._ring.frames, SLOT: slots, LIMITS: limits}
+                feeds = {FRAMES: self._ring.frames, SLOT: slots, **inputs}
                 return dict(zip(names, self._session.run(names, feeds), strict=True))
             size = next(size for size in batch_sizes(self._max_batch) if size >= len(slots))
             if size not in self._bound:
                 self._bound[size] = _Bound(
-                    self._session, self._ring.frames, self._outputs, size, self._device, self._captures
+                    self._session,
+                    self._ring.frames,
+                    self._reduction.inputs,
+                    self._outputs,
+                    size,
+                    self._device,
+                    self._captures,
                 )
-            return self._bound[size].run(slots, limits)
+            return self._bound[size].run({SLOT: slots, **inputs})
         except ORT_ERRORS as error:
             raise BadModel(f"{self._name}: ONNX Runtime failed on {self._device} ({error})") from error
 
     def _warm_up(self) -> None:
         """Every batch size once: memory is taken, algorithms are chosen and CUDA graphs captured."""
         for size in batch_sizes(self._max_batch):
-            self._call(np.zeros(size, dtype=np.int64), np.tile([0.0, 1.0, 1.0, -1.0], (size, 1)))
+            nothing = {name: np.zeros((size, *shape)) for name, shape in self._reduction.inputs.items()}
+            self._call(np.zeros(size, dtype=np.int64), nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +280,7 @@ class _Bound:
         self,
         session: Any,
         frames: Any,
+        inputs: Mapping[str, tuple[int, ...]],
         outputs: Mapping[str, tuple[tuple[int, ...], str]],
         size: int,
         device: str,
@@ -270,8 +290,9 @@ class _Bound:
             return onnxruntime.OrtValue.ortvalue_from_shape_and_type([size, *shape], np.dtype(dtype), device, 0)
 
         self._session = session
-        self._slots, self._limits = np.zeros(size, np.int64), np.zeros((size, 4))
-        self._inputs = {SLOT: on_device((), "int64"), LIMITS: on_device((4,), "float64")}
+        brought = {SLOT: ((), "int64"), **{name: (shape, "float64") for name, shape in inputs.items()}}
+        self._values = {name: np.zeros((size, *shape), dtype) for name, (shape, dtype) in brought.items()}
+        self._inputs = {name: on_device(shape, dtype) for name, (shape, dtype) in brought.items()}
         self._outputs = {name: on_device(shape, dtype) for name, (shape, dtype) in outputs.items()}
         self._options = onnxruntime.RunOptions()
         if captures:
@@ -283,14 +304,15 @@ class _Bound:
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
 
-    def run(self, slots: NDArray[np.int64], limits: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs for as many frames as fit. Behind them any frame is computed, and ignored."""
-        self._slots[: len(slots)], self._limits[: len(slots)] = slots, limits
-        self._inputs[SLOT].update_inplace(self._slots)
-        self._inputs[LIMITS].update_inplace(self._limits)
+        count = len(inputs[SLOT])
+        for name, values in inputs.items():
+            self._values[name][:count] = values
+            self._inputs[name].update_inplace(self._values[name])
         self._session.run_with_iobinding(self._binding, self._options)
         self._binding.synchronize_outputs()
-        return {name: value.numpy()[: len(slots)].copy() for name, value in self._outputs.items()}
+        return {name: value.numpy()[:count].copy() for name, value in self._outputs.items()}
 
 
 def _session(content: bytes, name: str, device: str, threads: int) -> tuple[Any, bool]:
@@ -365,7 +387,7 @@ def _kept_graph(card: Card, network: bytes, reduction: Reduction) -> bytes:
     return content
 
 
-VERSION = 1
+VERSION = 2
 """Of what `joined` draws; to be raised with every change of it."""
 
 

@@ -34,9 +34,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from streamer.graphs import FRAMES, LIMITS, SLOT, Graph
+from streamer.graphs import BESIDE, FRAMES, LIMITS, REFERENCE, SLOT, Graph
 from streamer.reduce.azimuthal import Binned, limits_of
-from streamer.reduce.curves import CHANNELS, SIGNAL_SCALE, Rebinning
+from streamer.reduce.curves import Rebinning
+from streamer.reduce.reference import LEAST_RATIO, SIGNAL_SCALE, SYSTEMATIC, Reference
 
 __all__ = [
     "Bins",
@@ -46,10 +47,11 @@ __all__ = [
     "limits_row",
     "per_bin",
     "places",
+    "reference_rows",
     "rows_of",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of what is drawn here; to be raised with every change of it, for graphs are kept on disk."""
 
 MOST_IN_ROW = 256
@@ -116,8 +118,7 @@ def fingerprint(binned: Binned, rebinning: Rebinning) -> str:
     numbers = (VERSION, binned.shape, binned.sigma, binned.binning.bins, rebinning.points, rebinning.inside)
     digest = hashlib.sha256(repr(numbers).encode())
     on_detector = (binned.binning.bin_of, binned.norm, binned.dark)
-    on_grid = (rebinning.filled, rebinning.starts, rebinning.between, rebinning.left, rebinning.right, rebinning.t)
-    for array in (*on_detector, *on_grid):
+    for array in (*on_detector, rebinning.filled, rebinning.starts):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -262,51 +263,138 @@ def _levels(bin_of: NDArray[np.intp], bins: int) -> Iterator[NDArray[np.int32]]:
         yield index
 
 
-def channels_graph(graph: Graph, bins: Bins, rebinning: Rebinning) -> str:
-    """(batch, 5, points) float32: what `curves.channels` makes of the bins on the model's grid, without a reference."""
+def channels_graph(graph: Graph, bins: Bins, rebinning: Rebinning) -> tuple[str, str, str]:
+    """What `reference.channels` makes of the bins on the model's grid, (batch, 8, points) float32, and the curve there:
+    I and σ, (batch, points) float64.
+
+    Each frame brings its reference along, by the inputs REFERENCE and BESIDE; see `reference_rows`.
+    """
     I, sigma = _rebinned(graph, bins, rebinning)
     zero, one = graph.scalar(0), graph.scalar(1)
-    measured = graph("And", graph.is_finite(I), graph("And", graph.is_finite(sigma), graph("Greater", sigma, zero)))
-    I, sigma = graph("Where", measured, I, zero), graph("Where", measured, sigma, one)
-    logs = graph("Mul", graph("Log", graph("Max", I, sigma)), graph.scalar(1 / np.log(10)))
-    level = graph("Sub", logs, _median(graph, logs, measured, rebinning.points))
-    significance = graph("Mul", graph.asinh(graph("Div", I, sigma)), graph.scalar(SIGNAL_SCALE))
-    flags = graph.cast(measured, np.float64)
-    no_reference = graph("Mul", flags, zero)
-    rows = [graph("Where", measured, level, zero), significance, flags]
-    rows += [no_reference] * (len(CHANNELS) - len(rows))
+    measured = _is_measured(graph, I, sigma)
+    value, error = graph("Where", measured, I, zero), graph("Where", measured, sigma, one)
+    logs = _log10(graph, graph("Max", value, error))
+    median = _median(graph, logs, measured, rebinning.points)
+    against = _compared(graph, value, error, measured, rebinning.points)
+    significance = graph("Mul", graph.asinh(graph("Div", value, error)), graph.scalar(SIGNAL_SCALE))
+    floor = graph("Mul", graph("Exp", graph("Mul", median, graph.scalar(np.log(10)))), graph.scalar(LEAST_RATIO))
+    I_ref = graph("Max", graph("Where", against.known, against.I_ref, one), floor)
+    root = graph("Where", against.known, against.root, error)
+    flags, known = graph.cast(measured, np.float64), graph.cast(against.known, np.float64)
+    rows = (
+        graph("Where", measured, graph("Sub", logs, median), zero),
+        significance,
+        flags,
+        graph("Where", against.known, graph.asinh(against.z), zero),
+        known,
+        graph("Where", measured, graph("Sub", _log10(graph, root), median), zero),
+        graph("Where", against.known, graph("Sub", _log10(graph, I_ref), median), zero),
+        graph("Mul", graph.asinh(against.excess), flags),
+    )
     stacked = graph("Concat", *(graph("Unsqueeze", row, graph.axes(1)) for row in rows), axis=1)
-    has_photons = graph("Greater", graph("ReduceMax", I, graph.axes(-1), keepdims=1), zero)
-    known = graph("Where", graph("Unsqueeze", has_photons, graph.axes(1)), stacked, graph.scalar(np.nan))
-    return graph.cast(known, np.float32)
+    has_photons = graph("Greater", graph("ReduceMax", value, graph.axes(-1), keepdims=1), zero)
+    seen = graph("Where", graph("Unsqueeze", has_photons, graph.axes(1)), stacked, graph.scalar(np.nan))
+    return graph.cast(seen, np.float32), I, sigma
+
+
+def reference_rows(reference: Reference | None, stability: float, points: int) -> dict[str, NDArray[np.float64]]:
+    """What goes into REFERENCE, (2, points): I and σ, NaN without one, and BESIDE, (2,): noise factor, stability."""
+    if reference is None:
+        return {REFERENCE: np.full((2, points), np.nan), BESIDE: np.array([1.0, stability])}
+    curve = np.stack((reference.I, reference.sigma)).astype(np.float64)
+    return {REFERENCE: curve, BESIDE: np.array([reference.noise, stability])}
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """`reference.compare`. known: (batch, points) bool. I_ref, z, root: (batch, points), arbitrary where not known.
+    excess: (batch, 1), 0 where nothing is known."""
+
+    known: str
+    I_ref: str
+    z: str
+    root: str
+    excess: str
+
+
+def _compared(graph: Graph, I: str, sigma: str, measured: str, points: int) -> _Compared:
+    """I, sigma: (batch, points), 0 and 1 where not measured."""
+    zero, one = graph.scalar(0), graph.scalar(1)
+    both = graph.input(REFERENCE, np.float64, ["batch", 2, points])
+    I_ref, sigma_ref = (graph("Gather", both, graph.constant(np.array(i)), axis=1) for i in range(2))
+    known = graph("And", measured, _is_measured(graph, I_ref, sigma_ref))
+    I_ref, sigma_ref = graph("Where", known, I_ref, zero), graph("Where", known, sigma_ref, one)
+    beside = graph.input(BESIDE, np.float64, ["batch", 2])
+    noise, stability = (graph("Gather", beside, graph.constant(np.array([i])), axis=1) for i in range(2))
+    flags, f2 = graph.cast(known, np.float64), graph("Mul", noise, noise)
+
+    def product(*factors: str) -> str:
+        found = factors[0]
+        for factor in factors[1:]:
+            found = graph("Mul", found, factor)
+        return found
+
+    def total(values: str) -> str:
+        return graph("Unsqueeze", graph.total(values, -1), graph.axes(1))
+
+    own, theirs = product(sigma, sigma), product(sigma_ref, sigma_ref)
+    beyond = product(I_ref, I_ref, graph.scalar(SYSTEMATIC**2))
+    significance = graph("Div", product(I_ref, I_ref), theirs)
+    has = graph("Greater", total(flags), zero)
+    shorter = graph("Div", total(graph("Div", product(significance, own), theirs)), total(significance))
+    expected = graph("Add", product(f2, graph("Add", shorter, one), theirs), beyond)
+    weight = product(_of_neighbours(graph, graph("Div", I_ref, expected), known, points), flags)
+    difference = graph("Sub", I, I_ref)
+    below = total(product(weight, I_ref))
+    s = graph("Div", total(product(weight, difference)), below)
+    variance = graph("Add", product(f2, graph("Add", own, theirs)), beyond)
+    root, information = graph("Sqrt", variance), total(product(graph("Div", product(I_ref, I_ref), variance), flags))
+    spread = graph("Sqrt", graph("Add", graph("Div", one, information), product(stability, stability)))
+    z = graph("Div", graph("Sub", difference, product(s, I_ref)), root)
+    return _Compared(known, I_ref, z, root, graph("Where", has, graph("Div", s, spread), zero))
+
+
+def _of_neighbours(graph: Graph, weight: str, known: str, points: int) -> str:
+    """(batch, points) the mean of the weights of the known points before and after, or of the one there is."""
+    place = np.arange(points)
+    others = graph("Unsqueeze", known, graph.axes(1))
+
+    def nearest(is_there: NDArray[np.bool_], reduce: str, otherwise: float) -> tuple[str, str]:
+        candidates = graph("And", others, graph.constant(is_there))
+        number = graph("Where", candidates, graph.constant(place.astype(np.float64)), graph.scalar(otherwise))
+        found = graph(reduce, number, graph.axes(-1), keepdims=0)
+        inside = graph("Min", graph("Max", found, graph.scalar(0)), graph.scalar(points - 1))
+        return graph("GatherElements", weight, graph.cast(inside, np.int64), axis=1), graph(
+            "Not", graph("Equal", found, graph.scalar(otherwise))
+        )
+
+    before, has_before = nearest(place[None, :] < place[:, None], "ReduceMax", -1.0)
+    after, has_after = nearest(place[None, :] > place[:, None], "ReduceMin", float(points))
+    first = graph("Where", has_before, before, graph("Where", has_after, after, weight))
+    second = graph("Where", has_after, after, first)
+    return graph("Mul", graph("Add", first, second), graph.scalar(0.5))
+
+
+def _is_measured(graph: Graph, I: str, sigma: str) -> str:
+    are_finite = graph("And", graph.is_finite(I), graph.is_finite(sigma))
+    return graph("And", are_finite, graph("Greater", sigma, graph.scalar(0)))
+
+
+def _log10(graph: Graph, values: str) -> str:
+    return graph("Mul", graph("Log", values), graph.scalar(1 / np.log(10)))
 
 
 def _rebinned(graph: Graph, bins: Bins, rebinning: Rebinning) -> tuple[str, str]:
     """I and σ, (batch, points): what `Rebinning` makes of the bins, weighted with their pixels."""
     zero = graph.scalar(0)
-    is_known = graph("And", graph.is_finite(bins.intensity), graph.is_finite(bins.sigma))
-    measured = graph("And", is_known, graph("Greater", bins.sigma, zero))
+    measured = _is_measured(graph, bins.intensity, bins.sigma)
     I, sigma, w = (graph("Where", measured, values, zero) for values in (bins.intensity, bins.sigma, bins.pixels))
     weighted = graph("Mul", w, sigma)
     total, counts, squares = (
         _sum_of_samples(graph, summand, rebinning)
         for summand in (w, graph("Mul", w, I), graph("Mul", weighted, weighted))
     )
-    has_weight = graph("Greater", w, zero)
-    left, right = np.zeros(rebinning.points, np.int64), np.zeros(rebinning.points, np.int64)
-    left[rebinning.between], right[rebinning.between] = rebinning.left, rebinning.right
-    t, is_filled = np.full(rebinning.points, np.nan), np.zeros(rebinning.points, np.bool_)
-    t[rebinning.between], is_filled[rebinning.filled] = rebinning.t, True
-    at_left, at_right, filled = graph.constant(left), graph.constant(right), graph.constant(is_filled)
-    are_known = graph("And", *(graph("Gather", has_weight, at, axis=1) for at in (at_left, at_right)))
-
-    def joined(mean: str, samples: str) -> str:
-        lower = graph("Mul", graph("Gather", samples, at_left, axis=1), graph.constant(1 - t))
-        upper = graph("Mul", graph("Gather", samples, at_right, axis=1), graph.constant(t))
-        between = graph("Where", are_known, graph("Add", lower, upper), graph.scalar(np.nan))
-        return graph("Where", filled, mean, between)
-
-    return joined(graph("Div", counts, total), I), joined(graph("Div", graph("Sqrt", squares), total), sigma)
+    return graph("Div", counts, total), graph("Div", graph("Sqrt", squares), total)
 
 
 def _sum_of_samples(graph: Graph, samples: str, rebinning: Rebinning) -> str:

