@@ -67,8 +67,8 @@ class Evidence(nn.Module):
         everywhere, bands = self._structure(torch.cat((plain, left, left, allowed, known), 1))
         highest = torch.cat((plain, left, news), 1).abs().amax(-1, keepdim=True)
         shape = torch.cat((everywhere, highest), -1).flatten(1)[:, None]
-        # The scatter about the scale, with the scale's weights or with equal ones, widens what counting leaves uncertain
-        # of it, and not how far the flux may wander.
+        # The scatter about the scale, with its weights or with equal ones, widens what counting leaves uncertain of it,
+        # and not how far the flux may wander.
         share = flux.square()
         weighted = (share * (z / (1 - share).clamp(min=0.1)).square()).sum(-1, keepdim=True)
         scattered = torch.maximum(weighted, z.square().sum(-1, keepdim=True) / count.clamp(min=1)).clamp(min=1)

@@ -14,8 +14,9 @@ reference is faint, it would be compared with its own noise. Either pulls s down
 
 How far s lies from 0, beside what counting leaves uncertain of it, σ_s = (Σ I_ref²/v)^(−1/2), and the stability of the
 flux, is a number of its own (`excess`). What is published as σ of the scale is not less than what the scatter about it
-says (White's estimator, Econometrica 48 (1980) 817). f is the noise factor: the frames of the reference scatter by f times their σ. ε is what
-flat field, spline and monitor leave behind from frame to frame, which no counting statistics knows.
+says (White's estimator, Econometrica 48 (1980) 817). f is the noise factor: the frames of the reference scatter by f
+times their σ. ε is what flat field, spline and monitor leave behind from frame to frame, which no counting statistics
+knows.
 
 Every array may carry leading dimensions; the last is q, on the network's grid. "Not measured" is NaN in I and σ. Bins
 are independent here: a bin without a sample of the detector's own curve is not measured, never interpolated.
