@@ -28,7 +28,7 @@ from models import training
 from models.saxs import baseline, distance, export, faults, oracle, pool, real, sequence, train
 from models.saxs.defects import CLASSES
 from models.saxs.instruments import Instrument
-from models.saxs.network import CLASS_COUNT, add, surprise
+from models.saxs.network import CLASS_COUNT, Exported, add, surprise
 from models.saxs.samples import Spheroids
 from models.saxs.simulate import Curves, Mix, join, simulate
 from streamer.infer import Model, load_model
@@ -188,20 +188,25 @@ def faulty_frames(seed: int, instruments: int) -> Figures:
 
 
 def mission(seed: int, instruments: int) -> Figures:
-    """The three classes of the mission, the faithful network: the one trained on them alone where there is one, else
-    the one for seven classes, asked about these three."""
+    """The three classes of the mission, the faithful network that was trained on them alone: on curves drawn like those
+    it was trained on, and on such that are 5 or more away from any other class."""
     curves = pool.make(seed, train.MISSION_MIX, instruments=instruments)
-    if (export.HEADS / "mission.pt").exists():
-        head = export.read_head("mission")
-        with torch.no_grad():
-            logits = [head.parts(x)[0][..., :CLASS_COUNT] for x in curves.inputs.split(256)]
-        p = torch.cat([torch.softmax(part, -1).mean(0) for part in logits]).numpy()
-    else:
-        of_three = np.isin(ALL, train.MISSION)
-        p = np.where(
-            of_three, asked(load_model(export.FOLDERS["faithful"], device="cpu"), curves.inputs)["classes"], 0.0
-        )
-    return {"label": curves.label.numpy(), "p": p / p.sum(-1, keepdims=True), "D": curves.D.numpy()}
+    decisive, _ = decisive_curves(seed, max(instruments // 2, 1), train.MISSION)
+    head = export.read_head("mission")
+    return {
+        "label": curves.label.numpy(),
+        "p": _classes(head, curves.inputs),
+        "D": curves.D.numpy(),
+        "decisive_label": decisive.label.numpy(),
+        "decisive_p": _classes(head, decisive.inputs),
+    }
+
+
+@torch.no_grad()
+def _classes(head: Exported, inputs: Tensor) -> Floats:
+    logits = [head.parts(x)[0][..., :CLASS_COUNT] for x in inputs.split(256)]
+    found: Floats = torch.cat([torch.softmax(part, -1).mean(0) for part in logits], 0).numpy()
+    return found
 
 
 def latency_ms(model: Model, x: Tensor, repeats: int = 300) -> dict[str, float]:
@@ -316,6 +321,9 @@ def on_mission(found: Figures) -> Figures:
         "recall_3": {CLASSES[c]: float((predicted == c)[label == c].mean()) for c in train.MISSION},
         "auroc_3": {CLASSES[c]: auroc(found["p"][:, c], label == c) for c in train.MISSION},
         "n_accuracy_3": len(label),
+        "accuracy_3_D5": float((found["decisive_p"].argmax(-1) == found["decisive_label"]).mean()),
+        "f1_3_D5": f1(found["decisive_p"].argmax(-1), found["decisive_label"], train.MISSION),
+        "n_accuracy_3_D5": len(found["decisive_label"]),
         "n_f1_3": len(label),
     }
 
@@ -341,7 +349,7 @@ def evaluate(*, quick: bool, workers: int | None = None) -> tuple[Figures, Figur
     }
     if not quick:
         plan["oracle"] = [(oracle.judged, (TEST_SEED + 8000 + k, 12), {}) for k in range(42)]
-    if (export.FOLDERS["faithful"] / "model.onnx").exists():
+    if (export.HEADS / "mission.pt").exists():
         plan["mission"] = [(mission, (TEST_SEED + 5000 + k, 16), {}) for k in range(1 if quick else 12)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, 8), mp_context=context) as processes:

@@ -88,7 +88,8 @@ class Evidence(nn.Module):
             measured,
             has,
             torch.logsumexp(distances, -1)[:, None],
-            bands,
+            # A frame that scatters more than the noise found in its neighbours says by so much less.
+            bands / (plain.square().sum(-1, keepdim=True) / count.clamp(min=1)).clamp(min=1).sqrt(),
             excess,
             best.sqrt(),
         )
