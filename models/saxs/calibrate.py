@@ -6,7 +6,6 @@ frames whatever the score, and never below 1/(n + 1): there the tables are flat.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +95,19 @@ def known_tables(scores: Tensor) -> Tensor:
     return torch.cat((each, table(add(surprise(scores[:, :3], each)))[None]))
 
 
-def normal_table(size: Tensor) -> Tensor:
-    """(2, KNOTS): sizes |x|, and the size a standard normal variable exceeds as often."""
-    x, y = table(size)
-    p = 10.0 ** -y.double()
-    return torch.stack((x, (math.sqrt(2) * torch.erfinv((1 - p).clamp(min=0))).float()))
+def normal_table(score: Tensor) -> Tensor:
+    """(2, KNOTS): scores, and the standard normal score that as many fall below.
+
+    Both tails by themselves: a point with few counts by chance has a small σ, so that scores lean to the negative side.
+    """
+    ordered, n = score.sort().values.double(), len(score)
+    y = torch.linspace(-1, 1, KNOTS, dtype=torch.float64) * torch.special.ndtri(
+        torch.tensor(1 - 1 / (n + 1.0)).double()
+    )
+    rank = (torch.special.ndtr(y) * (n + 1) - 1).clamp(0, n - 1)
+    below, above = ordered[rank.floor().long()], ordered[rank.ceil().long()]
+    x = torch.lerp(below, above, rank.frac())
+    return torch.stack((torch.cummax(x + 1e-7 * torch.arange(KNOTS), 0).values, y)).float()
 
 
 def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tuple[Calibration, int]:
@@ -126,7 +133,7 @@ def calibrate(exported: Exported, mixed: Shard, normal: Iterator[Shard]) -> tupl
         torch.cat((tables, table(together)[None])),
         table(alone),
         known_tables(scores),
-        torch.stack([normal_table(in_order[:, 4 + k].abs()) for k in range(BANDS + 1)]),
+        torch.stack([normal_table(in_order[:, 4 + k]) for k in range(BANDS + 1)]),
     )
     exported.calibrate(calibration)
     return calibration, len(in_order)

@@ -141,7 +141,7 @@ class Calibration:
     log_weights their log determinants. normal: (4, 2, KNOTS) −log10 p as a function of density, residual and reference
     distance and of their fusion, for normal frames with a reference; alone: (2, KNOTS) of density for those without.
     known: (4, 2, KNOTS) of density, residual, strangeness and their fusion, for curves of any class. bands:
-    (BANDS + 1, 2, KNOTS) standard normal score of |what is new| in a band, and of the scale. See `surprise`.
+    (BANDS + 1, 2, KNOTS) standard normal score of what is new in a band, and of the scale. See `surprise`.
     """
 
     temperature: tuple[float, float]
@@ -327,7 +327,7 @@ class Exported(nn.Module):
         # reference; density, residual, strangeness of what is known; bands and scale.
         asked = scores.index_select(-1, torch.tensor([0, 1, 3, 0, 0, 1, 2]))
         _, news, D = scores.split((4, BANDS + 1, 1), -1)
-        said = self.each(torch.cat((asked, news.abs()), -1)[..., None])
+        said = self.each(torch.cat((asked, news), -1)[..., None])
         normal, _, known, bands = said.split((3, 1, 3, BANDS + 1), -1)
         both = torch.cat((fuse(normal, keepdim=True), add(known, keepdim=True)), -1)
         together = self.together(both[..., None])
@@ -342,7 +342,7 @@ class Exported(nn.Module):
             aleatoric,
             (total - aleatoric).clamp(min=0),
             asked[:, :3],
-            news.sign() * bands,
+            bands,
             D[:, 0],
             torch.where(x[:, 4].amax(-1) > 0, together[:, 0], said[:, 3]),
             together[:, 1],
