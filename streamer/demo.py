@@ -30,7 +30,7 @@ from streamer.outputs import Output
 from streamer.records import SourceLost
 from streamer.watch import Watcher
 
-READY_S = 90.0  # the first start on a machine compiles the kernels
+READY_S = 180.0  # the first start on a machine compiles the kernels
 PATIENCE_S = 30.0  # for the simulator to end and the service to flush
 
 BEAMLINE = """\
