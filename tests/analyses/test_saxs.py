@@ -322,7 +322,7 @@ def test_a_sliding_reference_follows_what_is_in_order() -> None:
 
 
 def test_a_commissioned_file_gives_reference_and_calibration(tmp_path: Path) -> None:
-    learned = commission("sim:saxs?detector=128k&frames=220&rate=max&seed=3", frames=220, alpha=1e-4)
+    learned = commission("sim:saxs?detector=128k&frames=220&rate=max&mean=3&seed=3", frames=220, alpha=1e-4)
     write_commissioned(tmp_path / "here.json", learned.what)
     saxs, source = Saxs(device="cpu", commissioned=tmp_path / "here.json"), simulated()
     saxs.begin(source.start)

@@ -23,6 +23,7 @@ source = "sim:saxs?detector=128k&mean=3&frames={frames}&rate=40&fault=radiation_
 
 [analyse.saxs]
 bins = 200
+reference_frames = 10
 
 [publish.zeromq]
 address = "tcp://127.0.0.1:{port}"

@@ -36,6 +36,7 @@ quarantine  = "quarantine"
 poni = "detector.poni"
 mask = "mask.npy"
 bins = 200
+reference_frames = 4
 
 [alarm.radiation_damage]
 watch = "saxs.anomaly"
