@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from streamer.records import BadInput
 
-__all__ = ["SHIFTS", "Bank", "ChangePoint", "Still", "longest_run", "run_probability", "threshold"]
+__all__ = ["SHIFTS", "Bank", "ChangePoint", "Still", "run_probability", "threshold"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -141,9 +141,11 @@ class ChangePoint:
         variance = 1 / (count + self.spread**-2)
         mean, width = total * variance, 1 + variance
         odds += -((x - mean) ** 2) / (2 * width) - np.log(width) / 2 + x**2 / 2
-        kept = np.argsort(odds)[-self.longest :]
-        kept.sort()
-        self._odds, self._count, self._sum = odds[kept], count[kept] + 1, total[kept] + x
+        count, total = count + 1, total + x
+        if len(odds) > self.longest:
+            least = int(odds.argmin())
+            odds, count, total = (np.delete(values, least) for values in (odds, count, total))
+        self._odds, self._count, self._sum = odds, count, total
 
 
 @dataclass(slots=True)
@@ -157,17 +159,6 @@ class Still:
         self._same = self._same + 1 if value == self._last else 1
         self._last = value
         return self._same
-
-
-def longest_run(difference: Floats) -> tuple[int, int]:
-    """The longest run of one sign in a difference of two curves, and how many bins were compared; NaN and exact zeros
-    are passed over."""
-    signs = np.sign(difference[np.isfinite(difference)])
-    signs = signs[signs != 0]
-    if not signs.size:
-        return 0, 0
-    turns = np.flatnonzero(np.diff(signs)) + 1
-    return int(np.diff(np.concatenate(([0], turns, [signs.size]))).max()), signs.size
 
 
 @functools.cache

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.records import BadInput
-from streamer.sequential import SHIFTS, Bank, ChangePoint, Still, longest_run, run_length, run_probability, threshold
+from streamer.reduce.loops import run_of_signs
+from streamer.sequential import SHIFTS, Bank, ChangePoint, Still, run_length, run_probability, threshold
 
 # Brook and Evans' chain for ARL₀ = 10⁶, from an independent calculation: shift → h, mean delay.
 KNOWN = {0.5: (22.4, 86.0), 1.0: (12.0, 24.0), 2.0: (6.1, 6.9), 3.0: (4.0, 3.3)}
@@ -106,12 +107,12 @@ def test_a_value_that_stands_still_is_counted() -> None:
 @given(signs=st.lists(st.sampled_from([-1.0, 1.0]), min_size=1, max_size=40))
 def test_the_longest_run_is_the_longest_group(signs: list[float]) -> None:
     longest = max(len(list(group)) for _, group in itertools.groupby(signs))
-    assert longest_run(np.array(signs)) == (longest, len(signs))
+    assert run_of_signs(np.array(signs), np.zeros(len(signs))) == (longest, len(signs))
 
 
 def test_bins_that_tell_no_sign_are_passed_over() -> None:
-    assert longest_run(np.array([1.0, np.nan, 0.0, 2.0, -1.0])) == (2, 3)
-    assert longest_run(np.array([np.nan])) == (0, 0)
+    assert run_of_signs(np.array([1.0, np.nan, 0.0, 2.0, -1.0]), np.zeros(5)) == (2, 3)
+    assert run_of_signs(np.array([np.nan]), np.zeros(1)) == (0, 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 11])

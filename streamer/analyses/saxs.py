@@ -75,9 +75,10 @@ from streamer.reduce.conformal import Conformal
 from streamer.reduce.curves import Rebinning
 from streamer.reduce.detector import Geometry, geometry_of, read_geometry
 from streamer.reduce.keeping import Keeper
+from streamer.reduce.loops import run_of_signs
 from streamer.reduce.reference import Comparison, Reference, channels, compare
 from streamer.reduce.shape import guinier, power_law
-from streamer.sequential import ChangePoint, longest_run, run_probability
+from streamer.sequential import ChangePoint, run_probability
 
 log = structlog.get_logger(__name__)
 
@@ -239,6 +240,8 @@ class Saxs(Analysis):
         flat = np.ones(self._grid.size)
         I, sigma = Rebinning(self._grid, self._grid)(flat, flat, flat)
         channels(I, sigma, Reference(I, sigma))
+        power_law(self._grid, 10 * flat, flat)
+        run_of_signs(flat, flat)
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry.
@@ -494,7 +497,7 @@ class Memory:
         before, self._before = self._before, I
         surprise = math.nan
         if before is not None and before.shape == I.shape:
-            run, bins = longest_run(I - before * (np.nansum(I) / max(float(np.nansum(before)), 1e-300)))
+            run, bins = run_of_signs(I, before)
             surprise = -math.log10(max(run_probability(bins, run), 1e-300))
         return {
             "cormap": Quantity(surprise),

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["channel_rows", "compare_rows", "curve_of", "rebin_rows"]
+__all__ = ["channel_rows", "compare_rows", "curve_of", "fit_line", "rebin_rows", "run_of_signs"]
 
 Floats = NDArray[np.float64]
 
@@ -187,3 +187,50 @@ def channel_rows(
         if has_reference:
             out[row, 7] = np.arcsinh(excess[row]) * out[row, 2]
     return out
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def fit_line(x: Floats, y: Floats, w: Floats) -> tuple[float, float, float, float]:
+    """Weighted straight line through (n,) points: intercept, slope and their σ, widened where the points scatter more
+    than their weights say. NaN where they do not spread."""
+    total, centre, at_centre = w.sum(), 0.0, 0.0
+    for i in range(len(x)):
+        centre += w[i] * x[i]
+        at_centre += w[i] * y[i]
+    centre /= total
+    at_centre /= total
+    spread, slope, chi2 = 0.0, 0.0, 0.0
+    for i in range(len(x)):
+        spread += w[i] * (x[i] - centre) ** 2
+        slope += w[i] * (x[i] - centre) * y[i]
+    if not spread > 0:
+        return np.nan, np.nan, np.nan, np.nan
+    slope /= spread
+    for i in range(len(x)):
+        chi2 += w[i] * (y[i] - at_centre - slope * (x[i] - centre)) ** 2
+    wider = max(1.0, chi2 / (len(x) - 2))
+    return (
+        at_centre - slope * centre,
+        slope,
+        np.sqrt(wider * (1 / total + centre**2 / spread)),
+        np.sqrt(wider / spread),
+    )
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def run_of_signs(I: Floats, before: Floats) -> tuple[int, int]:
+    """The longest run of one sign in the difference of two curves (n,) brought to one sum, and the bins compared."""
+    total, total_before = 0.0, 0.0
+    for i in range(len(I)):
+        total += I[i] if np.isfinite(I[i]) else 0.0
+        total_before += before[i] if np.isfinite(before[i]) else 0.0
+    scale = total / max(total_before, 1e-300)
+    longest, run, bins, last = 0, 0, 0, 0.0
+    for i in range(len(I)):
+        difference = I[i] - scale * before[i]
+        if not np.isfinite(difference) or difference == 0:
+            continue
+        sign = 1.0 if difference > 0 else -1.0
+        run = run + 1 if sign == last else 1
+        longest, bins, last = max(longest, run), bins + 1, sign
+    return longest, bins

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.reduce.loops import fit_line
+
 __all__ = ["Guinier", "Line", "guinier", "power_law"]
 
 Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
 
 LEAST_POINTS = 6
 GUINIER_LIMIT = 1.3
@@ -82,29 +85,16 @@ def _concluded(line: Line, rg: float, points: int) -> Guinier:
     return Guinier(rg, 1.5 * line.sigma_slope / rg, i0, i0 * line.sigma_intercept, points)
 
 
-def _significant(q: Floats, I: Floats, sigma: Floats) -> tuple[Floats, Floats, Floats]:
+def _significant(q: Floats, I: Floats, sigma: Floats) -> tuple[Doubles, Doubles, Doubles]:
     """q, ln I and its weight (I/σ)² of the points that can be trusted."""
     with np.errstate(invalid="ignore"):
         good = np.isfinite(I) & np.isfinite(sigma) & (SIGNIFICANT * sigma < I)
-    return q[good], np.log(I[good]), np.square(I[good] / sigma[good])
+    q, I, sigma = (np.asarray(values[good], dtype=np.float64) for values in (q, I, sigma))
+    return q, np.log(I), np.square(I / sigma)
 
 
-def _fit(x: Floats, y: Floats, w: Floats) -> Line:
+def _fit(x: Doubles, y: Doubles, w: Doubles) -> Line:
     """Weighted straight line; uncertainties from the weights, widened where the points scatter more."""
     if len(x) < LEAST_POINTS:
         return Line()
-    total = w.sum()
-    centre = (w * x).sum() / total
-    spread = (w * (x - centre) ** 2).sum()
-    if not spread > 0:
-        return Line()
-    slope = (w * (x - centre) * y).sum() / spread
-    at_centre = (w * y).sum() / total
-    chi2 = (w * (y - at_centre - slope * (x - centre)) ** 2).sum() / (len(x) - 2)
-    wider = max(1.0, chi2)
-    return Line(
-        float(at_centre - slope * centre),
-        float(slope),
-        math.sqrt(wider * (1 / total + centre**2 / spread)),
-        math.sqrt(wider / spread),
-    )
+    return Line(*fit_line(x, y, w))

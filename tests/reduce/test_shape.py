@@ -19,6 +19,12 @@ def ball(radius: float, i0: float = 1000.0) -> np.ndarray:
     return i0 * (3 * (np.sin(x) - x * np.cos(x)) / x**3) ** 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Loading what numba compiled takes longer than hypothesis lets an example take."""
+    guinier(Q, ball(2.0), 1e-3 * ball(2.0))
+
+
 @given(radius=st.floats(1.0, 8.0))
 def test_a_spheres_radius_of_gyration(radius: float) -> None:
     I = ball(radius)
