@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
@@ -332,9 +334,15 @@ Job = tuple[Callable[..., Figures], tuple[Any, ...], dict[str, Any]]
 
 
 def _run(job: Job) -> Figures:
-    torch.set_num_threads(1)
+    _keep_to_figures()
     work, positional, named = job
     return work(*positional, **named)
+
+
+def _keep_to_figures() -> None:
+    """One thread a process, and nothing on standard output but the figures."""
+    torch.set_num_threads(1)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def evaluate(*, quick: bool, workers: int | None = None) -> tuple[Figures, Figures]:
@@ -384,7 +392,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="folder for reliability, ROC, confusion and delay")
     parser.add_argument("--real", type=Path, help="folder with saxs/raw_gi_series and so on")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    _keep_to_figures()
     figures, measured = evaluate(quick=arguments.quick)
     if arguments.real:
         figures["real"] = real.figures(arguments.real)
