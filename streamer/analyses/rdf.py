@@ -41,7 +41,7 @@ from streamer.analyses import Analysis
 from streamer.infer import load_model, require_coverage, require_tensors
 from streamer.records import BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce.azimuthal import Integrator, Profile, SigmaModel
-from streamer.reduce.detector import Geometry, geometry_of, read_geometry
+from streamer.reduce.detector import Geometry, geometry_for, read_geometry
 from streamer.reduce.pairs import Normalisation, PairChain, Sample, StructureFactor, read_pattern
 from streamer.reduce.peaks import find_peaks
 from streamer.reduce.regrid import Regrid
@@ -232,7 +232,7 @@ class Rdf(Analysis):
         self._series = series
         self._sums.clear()
         self._chosen_channel = self.channel or next(iter(series.channels), None)
-        geometry = self._of_header(series) if self._given is None else self._of_file(self._given, series)
+        geometry = geometry_for(self._given, series, self._chosen_channel or "", self.name)
         if geometry.shape is not None:
             self._build(geometry, previous)
         self._geometry = geometry
@@ -390,23 +390,6 @@ class Rdf(Analysis):
             "peak_coordination": Quantity(peaks.N, peaks.sigma_N, axes=index),
         }
 
-    def _of_header(self, series: SeriesStart) -> Geometry:
-        geometry = geometry_of(series, self._chosen_channel or "")
-        return geometry.with_shape(series.shape) if series.shape is not None else geometry
-
-    def _of_file(self, given: Geometry, series: SeriesStart) -> Geometry:
-        """The configured geometry, with the series' shape and mask."""
-        geometry = given.with_shape(series.shape) if series.shape is not None else given
-        mask = series.mask.get(self._chosen_channel or "")
-        if mask is None or geometry.shape is None:
-            return geometry
-        if mask.shape != geometry.shape:
-            raise BadInput(
-                f"rdf: the mask of series {series.series} has shape {mask.shape}, the geometry {geometry.shape}; "
-                "give the geometry of this detector"
-            )
-        return replace(geometry, mask=mask if geometry.mask is None else geometry.mask | mask)
-
     def _first_shape(self, frame: Frame) -> Setup:
         """Prepare with the first frame, where nothing before it told the shape."""
         rows, columns = frame.image.shape
@@ -417,7 +400,7 @@ class Rdf(Analysis):
                 except (BadInput, BadModel) as misfit:
                     self._geometry, self._misfit = None, str(misfit)
             if self._setup is None:
-                raise BadFrame("geometry", f"rdf: no geometry for frame {frame.number}: {self._misfit}")
+                raise BadFrame("geometry", f"rdf: no geometry for these frames: {self._misfit}")
             return self._setup
 
     def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:

@@ -46,7 +46,7 @@ import math
 import statistics
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,7 +73,7 @@ from streamer.reduce import graph as reduction_graph
 from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
 from streamer.reduce.conformal import Conformal
 from streamer.reduce.curves import Rebinning
-from streamer.reduce.detector import Geometry, geometry_of, read_geometry
+from streamer.reduce.detector import Geometry, geometry_for, read_geometry
 from streamer.reduce.keeping import Keeper
 from streamer.reduce.loops import run_of_signs
 from streamer.reduce.reference import Comparison, Reference, channels, compare
@@ -117,9 +117,6 @@ Device = Literal["auto", "cuda", "cpu"]
 
 USUAL_DTYPES = ("uint16", "uint32")
 """Of detectors that count; others are compiled when a series announces them."""
-
-WAVELENGTH_TOLERANCE = 1e-3
-"""Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
 
 DECISIVE = 5.0
 """D that is asked for: one defect is then told from none 99 times in 100."""
@@ -253,7 +250,7 @@ class Saxs(Analysis):
         self._series = series
         self._keeper.start_over()
         self._chosen_channel = self.channel or next(iter(series.channels), None)
-        geometry = self._of_header(series) if self._given is None else self._of_file(self._given, series)
+        geometry = geometry_for(self._given, series, self._chosen_channel or "", self.name)
         if geometry.shape is not None:
             self._build(geometry, previous)
         self._geometry = geometry
@@ -307,24 +304,6 @@ class Saxs(Analysis):
             start_s=None if reduced.start_s is None else float(reduced.start_s),
             received_ns=reduced.received_ns,
         )
-
-    def _of_header(self, series: SeriesStart) -> Geometry:
-        geometry = geometry_of(series, self._chosen_channel or "")
-        return geometry.with_shape(series.shape) if series.shape is not None else geometry
-
-    def _of_file(self, given: Geometry, series: SeriesStart) -> Geometry:
-        """The configured geometry, with the series' shape and mask."""
-        geometry = given.with_shape(series.shape) if series.shape is not None else given
-        _warn_of_another_wavelength(geometry, series)
-        mask = series.mask.get(self._chosen_channel or "")
-        if mask is None or geometry.shape is None:
-            return geometry
-        if mask.shape != geometry.shape:
-            raise BadInput(
-                f"saxs: the mask of series {series.series} has shape {mask.shape}, the geometry {geometry.shape}; "
-                "give the geometry of this detector"
-            )
-        return replace(geometry, mask=mask if geometry.mask is None else geometry.mask | mask)
 
     def _first_shape(self, frame: Frame) -> Setup:
         """Prepare the integration with the first frame, where nothing before it told the shape."""
@@ -604,14 +583,3 @@ def _quantities(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:
 
 def _root_sum_square(values: NDArray[np.float64]) -> float:
     return math.sqrt(float(np.nansum(values**2)))
-
-
-def _warn_of_another_wavelength(geometry: Geometry, series: SeriesStart) -> None:
-    announced = series.photon_wavelength_A
-    if announced is not None and abs(announced / geometry.wavelength_A - 1) > WAVELENGTH_TOLERANCE:
-        log.warning(
-            "the detector announces another wavelength than the .poni, which is used",
-            series=str(series.series),
-            header_A=round(announced, 5),
-            poni_A=round(geometry.wavelength_A, 5),
-        )

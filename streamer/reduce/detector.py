@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from streamer.records import BadInput, SeriesStart
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     import pyFAI.geometry
     import pyFAI.io.ponifile
 
-__all__ = ["Geometry", "Unit", "geometry_of", "read_geometry"]
+__all__ = ["Geometry", "Unit", "geometry_for", "geometry_of", "read_geometry"]
+
+log = structlog.get_logger(__name__)
+
+WAVELENGTH_TOLERANCE = 1e-3
+"""Relative. A monochromator is calibrated to 10⁻⁴; more than ten times that is another energy."""
 
 Unit = Literal["1/nm", "1/A"]
 
@@ -197,6 +203,40 @@ def read_geometry(poni: Path, mask: Path | None = None, flat: Path | None = None
         detector_config=json.dumps(detector.get_config()),
         parallax=bool(content.parallax),
     )
+
+
+def geometry_for(given: Geometry | None, series: SeriesStart, channel: str, who: str) -> Geometry:
+    """What a series is reduced with: the configured geometry with the series' shape and mask, else its header's.
+
+    who: names the analysis in errors. A wavelength other than the configured one is warned of, and not used.
+    Raises BadInput when the header tells too little, or the series' mask is of another detector.
+    """
+    geometry = geometry_of(series, channel) if given is None else given
+    if series.shape is not None:
+        geometry = geometry.with_shape(series.shape)
+    if given is None:
+        return geometry
+    _warn_of_another_wavelength(geometry, series)
+    mask = series.mask.get(channel)
+    if mask is None or geometry.shape is None:
+        return geometry
+    if mask.shape != geometry.shape:
+        raise BadInput(
+            f"{who}: the mask of series {series.series} has shape {mask.shape}, the geometry {geometry.shape}; "
+            "give the geometry of this detector"
+        )
+    return replace(geometry, mask=mask if geometry.mask is None else geometry.mask | mask)
+
+
+def _warn_of_another_wavelength(geometry: Geometry, series: SeriesStart) -> None:
+    announced = series.photon_wavelength_A
+    if announced is not None and abs(announced / geometry.wavelength_A - 1) > WAVELENGTH_TOLERANCE:
+        log.warning(
+            "the detector announces another wavelength than the .poni, which is used",
+            series=str(series.series),
+            header_A=round(announced, 5),
+            poni_A=round(geometry.wavelength_A, 5),
+        )
 
 
 def geometry_of(series: SeriesStart, channel: str = "") -> Geometry:
