@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer import config, stream
-from streamer.analyses.saxs import Saxs, normal_score
+from streamer.analyses.saxs import Saxs
+from streamer.analyses.saxs.said import normal_score
 from streamer.records import BadInput, Quantity
 from streamer.reduce.commissioned import Commissioned
 from streamer.reduce.conformal import Conformal, Limit

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -230,8 +231,7 @@ class SeriesEnd:
     images: int | None = None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Quantity:
+class Quantity(msgspec.Struct, frozen=True):
     """A value with its unit, standard uncertainty and axes.
 
     value: float, or an array whose dimensions are `axes` in order.
@@ -243,7 +243,7 @@ class Quantity:
     value: float | NDArray[Any]
     sigma: float | NDArray[Any] | None = None
     unit: str = "1"
-    axes: Mapping[str, tuple[NDArray[Any], str]] = field(default_factory=dict)
+    axes: Mapping[str, tuple[NDArray[Any], str]] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """In one line, as a notebook shows it: the number, or how many there are."""
@@ -256,7 +256,7 @@ class Quantity:
 
     def __post_init__(self) -> None:
         if isinstance(self.value, float) and (self.sigma is None or isinstance(self.sigma, float)) and not self.axes:
-            return  # most of the fifty that a frame brings: what follows is twenty times as slow
+            return  # most of the fifty that a frame brings; what follows is twenty times as slow
         shape = np.shape(self.value)
         if self.sigma is not None and np.shape(self.sigma) != shape:
             raise BadInput(f"Quantity: sigma has shape {np.shape(self.sigma)}, value has {shape}; give one σ per value")

@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -113,39 +114,53 @@ class ChangePoint:
     hazard: float = 1e-5
     spread: float = 3.0
     longest: int = 500
-    _odds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    _sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    _count: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    probability: float = field(default=0.0, init=False)
+    _beginnings: NDArray[np.float64] = field(init=False)
+    _kept: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._beginnings = np.zeros((self.longest + 1, 3))
 
     def see(self, score: float) -> float:
         """The probability after this score; NaN changes nothing."""
         if not math.isnan(score):
-            self._learn(min(max(score, -MOST), MOST))
+            bounded = min(max(score, -MOST), MOST)
+            self._kept, self.probability = _learn(self._beginnings, self._kept, bounded, self.hazard, self.spread)
         return self.probability
-
-    @property
-    def probability(self) -> float:
-        total = float(np.exp(np.minimum(self._odds, 700)).sum())
-        return total / (1 + total)
 
     @property
     def age(self) -> int:
         """Frames since the likeliest beginning of the change; 0 before any score."""
-        return int(self._count[int(self._odds.argmax())]) if self._odds.size else 0
+        kept = self._beginnings[: self._kept]
+        return int(kept[kept[:, 0].argmax(), 2]) if self._kept else 0
 
-    def _learn(self, x: float) -> None:
-        """_odds: ln of the posterior odds "it began n frames ago" to "nothing has changed"."""
-        count, total = np.append(self._count, 0.0), np.append(self._sum, 0.0)
-        odds = np.append(self._odds, 0.0) - math.log1p(-self.hazard)
-        odds[-1] = math.log(self.hazard) - math.log1p(-self.hazard)
-        variance = 1 / (count + self.spread**-2)
-        mean, width = total * variance, 1 + variance
-        odds += -((x - mean) ** 2) / (2 * width) - np.log(width) / 2 + x**2 / 2
-        count, total = count + 1, total + x
-        if len(odds) > self.longest:
-            least = int(odds.argmin())
-            odds, count, total = (np.delete(values, least) for values in (odds, count, total))
-        self._odds, self._count, self._sum = odds, count, total
+
+@numba.njit(cache=True)
+def _learn(beginnings: NDArray[np.float64], kept: int, x: float, hazard: float, spread: float) -> tuple[int, float]:
+    """Let a score into every possible beginning and add one that begins with it; how many there are then, and the
+    probability that there was one.
+
+    beginnings: (longest + 1, 3), of which `kept` hold ln of the posterior odds "it began here" to "nothing has
+    changed", the sum of the scores since, and their number. The least likely one goes where there is no room for all.
+    """
+    beginnings[kept] = math.log(hazard), 0.0, 0.0
+    kept += 1
+    unchanged, prior = math.log1p(-hazard), spread**-2
+    odds, least = 0.0, 0
+    for k in range(kept):
+        so_far, total, count = beginnings[k]
+        variance = 1 / (count + prior)
+        width = 1 + variance
+        so_far += x**2 / 2 - unchanged - (x - total * variance) ** 2 / (2 * width) - math.log(width) / 2
+        beginnings[k] = so_far, total + x, count + 1
+        if so_far < beginnings[least, 0]:
+            least = k
+    if kept == len(beginnings):
+        kept -= 1
+        beginnings[least] = beginnings[kept]
+    for k in range(kept):
+        odds += math.exp(min(beginnings[k, 0], 700.0))
+    return kept, odds / (1 + odds)
 
 
 @dataclass(slots=True)

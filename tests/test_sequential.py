@@ -95,7 +95,20 @@ def test_no_more_beginnings_are_kept_than_asked_for() -> None:
     changes = ChangePoint(longest=20)
     for x in np.random.default_rng(0).standard_normal(100):
         changes.see(float(x))
-    assert changes._odds.size == 20
+    assert changes._kept == 20
+
+
+def test_the_odds_are_those_of_adding_up_every_beginning() -> None:
+    scores = np.concatenate([np.random.default_rng(7).standard_normal(40), np.random.default_rng(8).normal(1.5, 1, 20)])
+    hazard, spread, changes = 1e-3, 3.0, ChangePoint(hazard=1e-3)
+    for n, said in enumerate(map(changes.see, scores.tolist()), 1):
+        odds = 0.0
+        for first in range(n):
+            since = scores[first:n]
+            covariance = np.eye(len(since)) + spread**2
+            ratio = np.linalg.slogdet(covariance)[1] + since @ np.linalg.solve(covariance, since) - since @ since
+            odds += hazard / (1 - hazard) ** (n - first) * math.exp(-ratio / 2)
+        assert said == pytest.approx(odds / (1 + odds), rel=1e-9)
 
 
 def test_a_value_that_stands_still_is_counted() -> None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from models.saxs import export
 from models.saxs.instruments import GRID
 from models.saxs.sequence import rules
-from streamer.analyses.saxs import Memory, against, judged
+from streamer.analyses.saxs.said import Memory, judged, of_curve
 from streamer.decide import Decider
 from streamer.infer import load_model
 from streamer.records import BadInput, Quantity, Result, SeriesKey
-from streamer.reduce.curves import rebin
-from streamer.reduce.reference import channels, compare, gather
+from streamer.reduce.curves import Rebinning, rebin
+from streamer.reduce.reading import Reader
+from streamer.reduce.reference import gather
 
 SERIES = {
     "glucose isomerase": ("raw_gi_series", "GI2_*.dat"),
@@ -158,10 +159,11 @@ def judge(paths: list[Path]) -> dict[str, Any]:
         name: [] for name in ("novelty", "score", "flux", "low_q", "anomaly", "scale", "class")
     }
     begun = []
-    for number, ((I, sigma), (q, raw, error)) in enumerate(zip(grid, curves, strict=True)):
-        beside = compare(I, sigma, reference)
-        answers = model.run({"curve": channels(I, sigma, reference, beside=beside)[None]})
-        quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})} | against(beside)
+    for number, (q, raw, error) in enumerate(curves):
+        curve = Reader(Rebinning(q, GRID), GRID)(raw, error, np.ones(q.size, np.int64), reference)
+        answers = model.run({"curve": curve.seen[None]})
+        quantities = {"profile": Quantity(raw, error, axes={"q": (q, "1/nm")})}
+        quantities |= of_curve(curve, {"q": (GRID, "1/nm")}, has_reference=True)
         quantities |= judged({name: values[0] for name, values in answers.items()}, None, has_reference=True)
         quantities |= memory.of(quantities)
         for name in rows:

@@ -56,6 +56,7 @@ class Rebinning:
     """`rebin` for many curves measured on one q axis: which sample goes where is found once.
 
     q: (n,) ascending. grid: (m,) centres of a log grid in the unit of q. Raises BadInput when q does not ascend.
+    edges: (m + 1,) where the samples of each point begin.
     """
 
     def __init__(self, q: Floats, grid: Floats) -> None:
@@ -63,7 +64,7 @@ class Rebinning:
         if q.ndim != 1 or not np.all(np.diff(q) > 0):
             raise BadInput("rebin: q does not ascend; sort the samples and merge those with the same q")
         self.samples, self.points = q.size, grid.size
-        self._edges = first = np.searchsorted(q, edges(grid))
+        self.edges = first = np.searchsorted(q, edges(grid))
         self.filled = np.flatnonzero(np.diff(first))
         self.inside = slice(first[0], first[-1])
         self.starts = first[self.filled] - first[0]
@@ -78,7 +79,7 @@ class Rebinning:
             raise BadInput(f"rebin: found shapes {found}; expected q (n,) and I, σ both (…, n)")
         weight = np.ones(self.samples) if weight is None else weight
         weight = weight if np.ndim(weight) == 1 else np.broadcast_to(weight, shape)
-        means, errors = rebin_rows(as_rows(I), as_rows(sigma), as_rows(weight), self._edges)
+        means, errors = rebin_rows(as_rows(I), as_rows(sigma), as_rows(weight), self.edges)
         return means.reshape(*shape[:-1], self.points), errors.reshape(*shape[:-1], self.points)
 
 

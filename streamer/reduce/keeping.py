@@ -66,17 +66,16 @@ class Keeper:
         """The reference as it is; None while there is none yet."""
         return self._reference
 
-    def of(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> Reference | None:
-        """The reference to judge this frame by; None while there is none yet."""
-        if self._reference is None and self.reference_frames:
-            with self._changing:
-                if len(self._first) < self.reference_frames and np.any(I > 0):
-                    self._first.append((I, sigma))
-                    if len(self._first) == self.reference_frames:
-                        self._reference = gather(self._first)
-                        log.info("saxs reference", frames=self.reference_frames, noise=round(self._reference.noise, 3))
-                    return None
-        return self._reference
+    def learn_first(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> None:
+        """A frame that was judged without a reference is one of those it is made of, as long as they are too few."""
+        if self._reference is not None or not self.reference_frames:
+            return
+        with self._changing:
+            if len(self._first) < self.reference_frames and np.any(I > 0):
+                self._first.append((I, sigma))
+                if len(self._first) == self.reference_frames:
+                    self._reference = gather(self._first)
+                    log.info("saxs reference", frames=self.reference_frames, noise=round(self._reference.noise, 3))
 
     def learn(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> None:
         """Let a frame in order into the sliding reference; it is used once as many are there as were asked for."""

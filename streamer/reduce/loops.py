@@ -1,7 +1,8 @@
 """Compiled loops over the bins of a curve: what NumPy would do in thirty small steps, each slow once an image of
 megabytes has passed through the caches.
 
-Everything is float64 and runs without the interpreter lock. Division by zero gives what IEEE 754 says.
+Everything is float64. Division by zero gives what IEEE 754 says. The loops run without the interpreter lock, but for
+`read_curve`: it takes some twenty microseconds, and to give the lock away and wait for it would take longer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["channel_rows", "compare_rows", "curve_of", "fit_line", "rebin_rows", "run_of_signs"]
+__all__ = ["channel_rows", "compare_rows", "curve_of", "read_curve", "rebin_rows", "run_of_signs", "shape_of"]
 
 Floats = NDArray[np.float64]
 
@@ -190,7 +191,7 @@ def channel_rows(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def fit_line(x: Floats, y: Floats, w: Floats) -> tuple[float, float, float, float]:
+def _fit_line(x: Floats, y: Floats, w: Floats) -> tuple[float, float, float, float]:
     """Weighted straight line through (n,) points: intercept, slope and their σ, widened where the points scatter more
     than their weights say. NaN where they do not spread."""
     total, centre, at_centre = w.sum(), 0.0, 0.0
@@ -215,6 +216,90 @@ def fit_line(x: Floats, y: Floats, w: Floats) -> tuple[float, float, float, floa
         np.sqrt(wider * (1 / total + centre**2 / spread)),
         np.sqrt(wider / spread),
     )
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def shape_of(
+    q: Floats, I: Floats, sigma: Floats, significant: float, limit: float, least: int
+) -> tuple[float, float, float, float, int, float, float, float, float]:
+    """Guinier's Rg, its σ, I(0), its σ, the points that took part; intercept and slope of the power law, and their σ.
+
+    q, I, sigma: (n,). significant: I/σ from which on a point takes part. limit: q·Rg up to which it does. least: fewer
+    points make no line. See `shape`.
+    """
+    x, y, w, count = np.empty(len(q)), np.empty(len(q)), np.empty(len(q)), 0
+    for i in range(len(q)):
+        if _is_measured(I[i], sigma[i]) and significant * sigma[i] < I[i]:
+            x[count], y[count], w[count] = q[i], np.log(I[i]), (I[i] / sigma[i]) ** 2
+            count += 1
+    x, y, w = x[:count], y[:count], w[:count]
+    rg, sigma_rg, i0, sigma_i0, points = np.nan, np.nan, np.nan, np.nan, 0
+    last, squares = count, x**2
+    while last >= least:
+        height, slope, sigma_height, sigma_slope = _fit_line(squares[:last], y[:last], w[:last])
+        if not slope < 0:
+            break
+        radius = np.sqrt(-3 * slope)
+        reach = int(np.searchsorted(x, limit / radius, side="right"))
+        if reach >= last:
+            if -slope >= 3 * sigma_slope:
+                rg, sigma_rg, points = radius, 1.5 * sigma_slope / radius, last
+                i0 = np.exp(height)
+                sigma_i0 = i0 * sigma_height
+            break
+        last = reach
+    middle = np.searchsorted(x, np.sqrt(x[0] * x[-1]), side="left") if count else 0
+    law = (np.nan, np.nan, np.nan, np.nan)
+    if count - middle >= least:
+        law = _fit_line(np.log(x[middle:]), y[middle:], w[middle:])
+    return rg, sigma_rg, i0, sigma_i0, points, law[0], law[1], law[2], law[3]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def read_curve(
+    intensity: Floats,
+    sigma: Floats,
+    pixels: NDArray[Any],
+    edges: NDArray[np.int64],
+    q: Floats,
+    I_ref: Floats,
+    sigma_ref: Floats,
+    limits: tuple[float, float, float, float, float, float, float, int],
+) -> tuple[Floats, Floats, NDArray[np.float32], Floats]:
+    """Everything that is said of one curve without a model; see `reading`, which gives the numbers their names.
+
+    intensity, sigma, pixels: (n,) of the detector's own bins. edges: (m + 1,) where those of each point of the grid
+    begin. q: (m,). I_ref, sigma_ref: (m,), or (0,) without a reference. limits: noise, systematic, stability,
+    signal scale and least ratio of `reference`; significant, limit and least of `shape_of`.
+    Returns I, σ: (m,); what the network sees: (8, m); Rg, σ, I(0), σ, slope, σ, s, σ, χ²: (9,).
+    """
+    noise, systematic, stability, signal_scale, least_ratio, significant, limit, least = limits
+    weight = pixels.astype(np.float64).reshape(1, -1)
+    I, errors = rebin_rows(intensity.reshape(1, -1), sigma.reshape(1, -1), weight, edges)
+    figures = np.full(9, np.nan)
+    z = root = theirs = np.empty((0, len(q)))
+    excess = np.empty(0)
+    if len(I_ref):
+        theirs = I_ref.reshape(1, -1)
+        z, root, s, counted, scattered = compare_rows(I, errors, theirs, sigma_ref.reshape(1, -1), noise, systematic)
+        excess = s / np.hypot(counted, stability)
+        figures[6], figures[7], figures[8] = s[0], scattered[0], _mean_square(z[0])
+    seen = channel_rows(I, errors, z, root, excess, theirs, signal_scale, least_ratio)
+    shape = shape_of(q, I[0], errors[0], significant, limit, least)
+    figures[0], figures[1], figures[2], figures[3] = shape[0], shape[1], shape[2], shape[3]
+    figures[4], figures[5] = shape[6], shape[8]
+    return I[0], errors[0], seen[0], figures
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _mean_square(z: Floats) -> float:
+    """χ² over the freedom that the fitted scale leaves: as `reference.Comparison.chi2`."""
+    total, count = 0.0, 0
+    for i in range(len(z)):
+        if np.isfinite(z[i]):
+            total += z[i] ** 2
+            count += 1
+    return total / max(count - 1, 1)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

@@ -112,6 +112,8 @@ def same(a: Any, b: Any) -> bool:
         return type(a) is type(b) and all(
             same(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a)
         )
+    if isinstance(a, Quantity):
+        return type(a) is type(b) and all(same(getattr(a, name), getattr(b, name)) for name in a.__struct_fields__)
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

@@ -43,7 +43,6 @@ Either way the result is the same, but that frames on their way when a reference
 from __future__ import annotations
 
 import math
-import statistics
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -56,6 +55,8 @@ import structlog
 from numpy.typing import NDArray
 
 from streamer.analyses import Analysis
+from streamer.analyses.saxs import said
+from streamer.analyses.saxs.said import AGAINST, CLASSES, FAULTS, OUTPUTS, Memory
 from streamer.graphs import BESIDE, LIMITS, REFERENCE, Graph, can_draw
 from streamer.infer import (
     FRAME,
@@ -70,41 +71,17 @@ from streamer.infer import (
 )
 from streamer.records import UNITS, BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce import graph as reduction_graph
+from streamer.reduce import reading
 from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
-from streamer.reduce.conformal import Conformal
 from streamer.reduce.curves import Rebinning
 from streamer.reduce.detector import Geometry, geometry_for, read_geometry
 from streamer.reduce.keeping import Keeper
-from streamer.reduce.loops import run_of_signs
-from streamer.reduce.reference import Comparison, Reference, channels, compare
-from streamer.reduce.shape import guinier, power_law
-from streamer.sequential import ChangePoint, run_probability
+from streamer.reduce.reading import Reader, Reading
+from streamer.reduce.reference import Reference
+
+__all__ = ["CLASSES", "FAULTS", "HandedIn", "Saxs"]
 
 log = structlog.get_logger(__name__)
-
-CLASSES = ("normal", "void", "edge", "point", "precipitate", "separation", "order")
-FAULTS = ("aggregation", "repulsion", "background", "beamstop", "beam", "saturation", "detector")
-BANDS = ("low_q", "mid_q", "high_q", "top_q", "flux")
-AGAINST = ("scale", "chi2", *BANDS, "detectability", "exposure")
-"""What needs a reference."""
-
-OUTPUTS = (
-    "classes",
-    "classes_sigma",
-    "faults",
-    "faults_sigma",
-    "anomaly",
-    "anomaly_sigma",
-    "total",
-    "aleatoric",
-    "epistemic",
-    "scores",
-    "bands",
-    "detectability",
-    "surprise",
-    "surprise_known",
-    "embedding",
-)
 
 BINS = (100, 10_000)
 """Fewer leave too many points of the grid, 128 in two decades, without a sample."""
@@ -118,9 +95,6 @@ Device = Literal["auto", "cuda", "cpu"]
 USUAL_DTYPES = ("uint16", "uint32")
 """Of detectors that count; others are compiled when a series announces them."""
 
-DECISIVE = 5.0
-"""D that is asked for: one defect is then told from none 99 times in 100."""
-
 IN_ORDER = 2.0
 """Novelty below which a frame joins the sliding reference."""
 
@@ -129,12 +103,13 @@ IN_ORDER = 2.0
 class Setup:
     """What frames are reduced with.
 
-    nodata, saturation: see `Integrator.integrate`.
+    read: what is made of an integrated curve.   nodata, saturation: see `Integrator.integrate`.
     windows: where frames are handed in to be reduced on the device, by dtype and whether it has a hole.
     """
 
     integrator: Integrator
     rebinning: Rebinning
+    read: Reader
     fingerprint: str
     nodata: int | None = None
     saturation: int | None = None
@@ -219,6 +194,10 @@ class Saxs(Analysis):
         self._keeper = Keeper(self._grid, commissioned, reference_frames, sliding_frames)
         self._memory = Memory()
         self._to_grid = UNITS[unit][1] / UNITS[self._card.grids["q"].unit][1]
+        self._q = self._grid / self._to_grid
+        self._axes = {"q": (self._q, unit)}
+        self._read = Reader(Rebinning(self._grid, self._grid), self._q)
+        self._ones = np.ones(self._grid.size, np.int64)
         self._chosen_channel = channel
         if isinstance(self.model, Model):
             self._compile()
@@ -234,11 +213,8 @@ class Saxs(Analysis):
     def _compile(self) -> None:
         """Before the first frame can come: on a machine that never did it, this takes seconds."""
         prepare(USUAL_DTYPES)
-        flat = np.ones(self._grid.size)
-        I, sigma = Rebinning(self._grid, self._grid)(flat, flat, flat)
-        channels(I, sigma, Reference(I, sigma))
-        power_law(self._grid, 10 * flat, flat)
-        run_of_signs(flat, flat)
+        reading.prepare(self._grid.size)
+        said.prepare()
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry.
@@ -272,14 +248,15 @@ class Saxs(Analysis):
         if isinstance(self.model, RawModel):
             return self._handed_in(frame, setup, self.model)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
-        I, sigma = setup.rebinning(profile.intensity, profile.sigma, profile.pixels)
-        reference = self._keeper.of(I, sigma)
-        beside = compare(I, sigma, reference, self._keeper.stability) if reference is not None else None
+        reference = self._keeper.known
+        curve = setup.read(profile.intensity, profile.sigma, profile.pixels, reference, self._keeper.stability)
+        if reference is None:
+            self._keeper.learn_first(curve.I, curve.sigma)
         return Reduced(
             series=frame.series,
             number=frame.number,
-            quantities=_quantities(profile, self.sigma) | self._of_curve(I, sigma) | against(beside),
-            inputs={"curve": channels(I, sigma, reference, beside=beside)},
+            quantities=self._of(profile, curve, has_reference=reference is not None),
+            inputs={"curve": curve.seen},
             channel=frame.channel,
             start_s=frame.start_s,
             received_ns=frame.received_ns,
@@ -290,7 +267,8 @@ class Saxs(Analysis):
         if isinstance(reduced, HandedIn) and outputs is not None:
             quantities = self._handed_back(reduced, outputs)
         if outputs is not None:
-            quantities |= judged(outputs, self._keeper.novelty, has_reference=bool(quantities["has_reference"].value))
+            has_reference = bool(quantities["has_reference"].value)
+            quantities |= said.judged(outputs, self._keeper.novelty, has_reference=has_reference)
             quantities |= self._memory.of(quantities)
             if float(quantities["novelty"].value) < IN_ORDER:
                 curve = quantities["curve"]
@@ -332,12 +310,14 @@ class Saxs(Analysis):
         series, fingerprint = self._series, geometry.fingerprint
         if previous is not None and previous.fingerprint == fingerprint:
             integrator, rebinning, windows = previous.integrator, previous.rebinning, previous.windows
+            read = previous.read
         else:
             windows = {}
             integrator = self._integrator(geometry)
             rebinning = Rebinning(integrator.q * self._to_grid, self._grid)
+            read = Reader(rebinning, self._q)
         nodata, saturation = (series.nodata, series.saturation) if series is not None else (None, None)
-        setup = Setup(integrator, rebinning, fingerprint, nodata, saturation, windows)
+        setup = Setup(integrator, rebinning, read, fingerprint, nodata, saturation, windows)
         if series is not None and series.dtype in DTYPES:
             if isinstance(self.model, RawModel):
                 self._window(series.dtype, setup, self.model)
@@ -346,10 +326,9 @@ class Saxs(Analysis):
         self._setup = setup
         return setup
 
-    def _of_curve(self, I: NDArray[np.float64], sigma: NDArray[np.float64]) -> dict[str, Quantity]:
-        """The curve on the model's grid, and its shape."""
-        q = self._grid / self._to_grid
-        return {"curve": Quantity(I, sigma, axes={"q": (q, self.unit)})} | _shape(q, I, sigma, self.unit)
+    def _of(self, profile: Profile, curve: Reading, *, has_reference: bool) -> dict[str, Quantity]:
+        """What physics says of a frame."""
+        return said.of_profile(profile, self.sigma) | said.of_curve(curve, self._axes, has_reference=has_reference)
 
     def _handed_in(self, frame: Frame, setup: Setup, model: RawModel) -> HandedIn:
         """The frame on its way to the device."""
@@ -380,14 +359,11 @@ class Saxs(Analysis):
 
     def _handed_back(self, reduced: HandedIn, outputs: Mapping[str, NDArray[Any]]) -> dict[str, Quantity]:
         """What `reduce` would have said of a frame that was reduced on the device."""
-        I, sigma = outputs["curve.I"], outputs["curve.sigma"]
+        I, sigma = (np.ascontiguousarray(outputs[name], np.float64) for name in ("curve.I", "curve.sigma"))
         if reduced.reference is None:
-            self._keeper.of(I, sigma)
-            beside = None
-        else:
-            beside = compare(I, sigma, reduced.reference, self._keeper.stability)
-        profile = _profile(outputs, reduced.integrator)
-        return _quantities(profile, self.sigma) | self._of_curve(I, sigma) | against(beside)
+            self._keeper.learn_first(I, sigma)
+        curve = self._read(I, sigma, self._ones, reduced.reference, self._keeper.stability)
+        return self._of(_profile(outputs, reduced.integrator), curve, has_reference=reduced.reference is not None)
 
     def _window(self, dtype: np.dtype[Any], setup: Setup, model: RawModel) -> tuple[Window, NDArray[np.float64]]:
         """Where frames of a dtype are handed in, opened with the first of them, and what counts as a measurement."""
@@ -463,96 +439,6 @@ def _reduction(setup: Setup, dtype: np.dtype[Any], has_hole: bool, points: int) 
     )
 
 
-@dataclass
-class Memory:
-    """What is remembered from frame to frame, in their order."""
-
-    changes: ChangePoint = field(default_factory=ChangePoint)
-    _before: NDArray[np.float64] | None = None
-
-    def of(self, quantities: Mapping[str, Quantity]) -> dict[str, Quantity]:
-        """cormap and changed of this frame."""
-        I = np.asarray(quantities["profile"].value, dtype=np.float64)
-        before, self._before = self._before, I
-        surprise = math.nan
-        if before is not None and before.shape == I.shape:
-            run, bins = run_of_signs(I, before)
-            surprise = -math.log10(max(run_probability(bins, run), 1e-300))
-        return {
-            "cormap": Quantity(surprise),
-            "changed": Quantity(self.changes.see(float(quantities["score"].value))),
-        }
-
-
-def judged(
-    outputs: Mapping[str, NDArray[Any]], calibration: Conformal | None, *, has_reference: bool
-) -> dict[str, Quantity]:
-    """What the model says of one frame, by the names of the Quantities. calibration: of this sample's own frames."""
-    classes, faults = np.asarray(outputs["classes"]), np.asarray(outputs["faults"])
-    best = int(classes.argmax()) if np.isfinite(classes).all() else -1
-    novelty = float(outputs["surprise"])
-    if calibration is not None and has_reference:
-        novelty = -math.log10(calibration.p(novelty)) if math.isfinite(novelty) else math.nan
-    named = {
-        name: Quantity(float(p), float(s))
-        for names, values, sigmas in (
-            (CLASSES, classes, outputs["classes_sigma"]),
-            (FAULTS, faults, outputs["faults_sigma"]),
-        )
-        for name, p, s in zip(names, values, np.asarray(sigmas), strict=True)
-    }
-    bands = {
-        name: Quantity(float(x) if has_reference else math.nan) for name, x in zip(BANDS, outputs["bands"], strict=True)
-    }
-    D = float(outputs["detectability"]) if has_reference else math.nan
-    return {
-        "class": Quantity(float(best) if best >= 0 else math.nan),
-        "probability": named[CLASSES[best]] if best >= 0 else Quantity(math.nan),
-        **named,
-        "anomaly": Quantity(float(outputs["anomaly"]), float(outputs["anomaly_sigma"])),
-        "entropy": Quantity(float(outputs["total"])),
-        "aleatoric": Quantity(float(outputs["aleatoric"])),
-        "epistemic": Quantity(float(outputs["epistemic"])),
-        "novelty": Quantity(novelty),
-        "score": Quantity(normal_score(novelty)),
-        "unknown": Quantity(float(outputs["surprise_known"]) if has_reference else math.nan),
-        **bands,
-        "detectability": Quantity(D),
-        "exposure": Quantity(max(1.0, (DECISIVE / D) ** 2) if D > 0 else math.nan),
-    }
-
-
-def normal_score(surprise: float) -> float:
-    """The standard normal score that is exceeded with p = 10^−surprise; NaN for NaN."""
-    if not math.isfinite(surprise):
-        return math.nan
-    p = min(max(10.0**-surprise, 1e-300), 1 - 1e-9)
-    return -statistics.NormalDist().inv_cdf(p)
-
-
-def _shape(
-    q: NDArray[np.float64], I: NDArray[np.float64], sigma: NDArray[np.float64], unit: str
-) -> dict[str, Quantity]:
-    ball, law = guinier(q, I, sigma), power_law(q, I, sigma)
-    return {
-        "rg": Quantity(ball.rg, ball.sigma_rg, unit.removeprefix("1/")),
-        "i0": Quantity(ball.i0, ball.sigma_i0),
-        "porod": Quantity(-law.slope, law.sigma_slope),
-    }
-
-
-def against(beside: Comparison | None) -> dict[str, Quantity]:
-    """What the comparison with the reference says by itself."""
-    if beside is None:
-        nothing = Quantity(math.nan)
-        return {"has_reference": Quantity(0.0), "scale": nothing, "chi2": nothing}
-    return {
-        "has_reference": Quantity(1.0),
-        "scale": Quantity(1 + float(beside.scale), float(beside.sigma_scale)),
-        "chi2": Quantity(float(beside.chi2)),
-    }
-
-
 def _profile(outputs: Mapping[str, NDArray[Any]], integrator: Integrator) -> Profile:
     """What the device made of a frame, as the integrator would have said it."""
     return Profile(
@@ -566,20 +452,3 @@ def _profile(outputs: Mapping[str, NDArray[Any]], integrator: Integrator) -> Pro
         q=integrator.q,
         unit=integrator.unit,
     )
-
-
-def _quantities(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:
-    counts, pixels = float(profile.counts.sum()), int(profile.pixels.sum())
-    # Bins are independent, and σ · norm is the uncertainty of the counts in one.
-    uncertainty = math.sqrt(max(counts, 1)) if sigma == "poisson" else _root_sum_square(profile.sigma * profile.norm)
-    looked_at = max(pixels + profile.invalid + profile.saturated, 1)
-    return {
-        "profile": Quantity(profile.intensity, profile.sigma, axes={"q": (profile.q, profile.unit)}),
-        "total": Quantity(counts / max(pixels, 1), uncertainty / max(pixels, 1)),
-        "invalid": Quantity(profile.invalid / looked_at),
-        "saturated": Quantity(profile.saturated / looked_at),
-    }
-
-
-def _root_sum_square(values: NDArray[np.float64]) -> float:
-    return math.sqrt(float(np.nansum(values**2)))
