@@ -19,7 +19,7 @@ bounds of this reader), "type" (the message is not a map).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from streamer.records import BadFrame, Buffer
@@ -42,6 +42,8 @@ _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _FALSE, _TRUE, _NULL, _UNDEFINED = 20, 21, 22, 23
 _FLOATS = {25: struct.Struct(">e"), 26: struct.Struct(">f"), 27: struct.Struct(">d")}
 _INDEFINITE = 31
+_ENDLESS = -1
+_MAY_BE_ENDLESS = (_BYTES, _TEXT, _ARRAY, _MAP)
 _BREAK = 0xFF
 
 
@@ -53,108 +55,110 @@ def entries(message: Buffer, tags: Tags) -> Iterator[tuple[str | int, Any]]:
     Raises BadFrame.
     """
     reader = _Reader(memoryview(message).cast("B"), tags)
-    major, info = reader.head()
-    if major == _TAG and reader.argument(info) == SELF_DESCRIBED:
-        major, info = reader.head()
+    major, argument = reader.head()
+    if major == _TAG and argument == SELF_DESCRIBED:
+        major, argument = reader.head()
     if major != _MAP:
         raise BadFrame("type", "the message is not a map")
-    yield from reader.pairs(info, 1)
-    if reader.at != len(reader.view):
-        raise BadFrame("cbor", f"{len(reader.view) - reader.at} bytes are left over after the message")
+    yield from reader.pairs(argument, 1)
+    if reader.at != reader.size:
+        raise BadFrame("cbor", f"{reader.size - reader.at} bytes are left over after the message")
 
 
 class _Reader:
-    """A position in a message. `view` is the message, `at` the next byte to be read."""
+    """A position in a message. `view` is the message, `size` its length, `at` the next byte to be read."""
 
-    __slots__ = ("at", "items", "tags", "view")
+    __slots__ = ("at", "items", "size", "tags", "view")
 
     def __init__(self, view: memoryview, tags: Tags) -> None:
         self.view = view
+        self.size = len(view)
         self.tags = tags
         self.at = 0
         self.items = 0
 
     def head(self) -> tuple[int, int]:
-        """Major type and the five bits that say where its argument is."""
-        if self.at >= len(self.view):
-            raise BadFrame("truncated", f"the message ends at byte {self.at}, inside an item")
+        """Major type of the next item, and the number in its head: value, length or tag; _ENDLESS where it has none.
+
+        Of a simple item or a float, the five bits that say which: what follows is not yet read.
+        """
+        at = self.at
+        if at >= self.size:
+            raise BadFrame("truncated", f"the message ends at byte {at}, inside an item")
         self.items += 1
         if self.items > MAX_ITEMS:
             raise BadFrame("cbor", f"more than {MAX_ITEMS} items in one message")
-        first = self.view[self.at]
-        self.at += 1
-        return first >> 5, first & 31
-
-    def argument(self, info: int) -> int:
-        """The number in the head of an item: its value, length or tag."""
-        if info < 24:
-            return info
-        if info > 27:
-            raise BadFrame("cbor", f"byte {self.at - 1}: an item of a kind that does not exist")
-        return int.from_bytes(self.take(1 << (info - 24)), "big")
+        first = self.view[at]
+        self.at = at + 1
+        major, info = first >> 5, first & 31
+        if info < 24 or major == _SIMPLE:
+            return major, info
+        if info <= 27:
+            return major, int.from_bytes(self.take(1 << (info - 24)), "big")
+        if info == _INDEFINITE and major in _MAY_BE_ENDLESS:
+            return major, _ENDLESS
+        raise BadFrame("cbor", f"byte {at}: an item of a kind that does not exist")
 
     def take(self, length: int) -> memoryview:
         """The next `length` bytes, as a view of the message."""
         first = self.at
-        if length > len(self.view) - first:
-            raise BadFrame("truncated", f"{length} bytes announced at byte {first}, {len(self.view) - first} are there")
-        self.at = first + length
-        return self.view[first : self.at]
+        end = first + length
+        if end > self.size:
+            raise BadFrame("truncated", f"{length} bytes announced at byte {first}, {self.size - first} are there")
+        self.at = end
+        return self.view[first:end]
 
     def value(self, depth: int) -> Any:
         """The next item with everything inside it."""
         if depth > MAX_DEPTH:
             raise BadFrame("cbor", f"nested deeper than {MAX_DEPTH} levels")
-        major, info = self.head()
-        if major == _UNSIGNED:
-            return self.argument(info)
-        if major == _NEGATIVE:
-            return -1 - self.argument(info)
+        major, argument = self.head()
         if major == _TEXT:
-            return self.text(info)
-        if major == _BYTES:
-            return self.take(self.argument(info)) if info != _INDEFINITE else b"".join(self.chunks(_BYTES))
+            return self.text(argument) if argument >= 0 else "".join(map(self.text, self.chunks(_TEXT)))
+        if major == _UNSIGNED:
+            return argument
         if major == _ARRAY:
-            return [self.value(depth + 1) for _ in self.count(info)]
-        if major == _MAP:
-            return dict(self.pairs(info, depth + 1))
+            return [self.value(depth + 1) for _ in self.count(argument)]
         if major == _TAG:
-            return self.tagged(info, depth)
-        return self.simple(info)
+            return self.tagged(argument, depth)
+        if major == _BYTES:
+            return self.take(argument) if argument >= 0 else b"".join(map(self.take, self.chunks(_BYTES)))
+        if major == _MAP:
+            return dict(self.pairs(argument, depth + 1))
+        return -1 - argument if major == _NEGATIVE else self.simple(argument)
 
-    def text(self, info: int) -> str:
+    def text(self, length: int) -> str:
+        octets = self.take(length)
         try:
-            if info == _INDEFINITE:
-                return "".join(str(chunk, "utf-8") for chunk in self.chunks(_TEXT))
-            return str(self.take(self.argument(info)), "utf-8")
+            return str(octets, "utf-8")
         except UnicodeDecodeError as error:
             raise BadFrame("cbor", f"text before byte {self.at} is not UTF-8") from error
 
-    def chunks(self, expected: int) -> Iterator[memoryview]:
-        """The pieces of a string of unknown length."""
-        for _ in self.count(_INDEFINITE):
-            major, info = self.head()
-            if major != expected or info == _INDEFINITE:
+    def chunks(self, expected: int) -> Iterator[int]:
+        """The lengths of the pieces of a string of unknown length; each is taken before the next one is asked for."""
+        for _ in self.until_break():
+            major, length = self.head()
+            if major != expected or length == _ENDLESS:
                 raise BadFrame("cbor", f"byte {self.at - 1}: a chunk of another type than its string")
-            yield self.take(self.argument(info))
+            yield length
 
-    def count(self, info: int) -> Iterator[None]:
+    def count(self, length: int) -> Iterable[object]:
         """Once per element: as often as the head says, or until the break that ends an item of unknown length."""
-        if info != _INDEFINITE:
-            length = self.argument(info)
-            if length > len(self.view) - self.at:  # every element has at least one byte
-                raise BadFrame("truncated", f"{length} elements announced, {len(self.view) - self.at} bytes are there")
-            for _ in range(length):
-                yield
-            return
-        while self.at >= len(self.view) or self.view[self.at] != _BREAK:
+        if length == _ENDLESS:
+            return self.until_break()
+        if length > self.size - self.at:  # every element has at least one byte
+            raise BadFrame("truncated", f"{length} elements announced, {self.size - self.at} bytes are there")
+        return range(length)
+
+    def until_break(self) -> Iterator[None]:
+        while self.at >= self.size or self.view[self.at] != _BREAK:
             yield
         self.at += 1
 
-    def pairs(self, info: int, depth: int) -> Iterator[tuple[str | int, Any]]:
+    def pairs(self, length: int, depth: int) -> Iterator[tuple[str | int, Any]]:
         """The entries of a map whose head was read."""
         keys = set()
-        for _ in self.count(info):
+        for _ in self.count(length):
             key = self.value(depth)
             if type(key) not in (str, int):
                 raise BadFrame("cbor", f"a key before byte {self.at} is neither text nor a number")
@@ -163,8 +167,7 @@ class _Reader:
             keys.add(key)
             yield key, self.value(depth)
 
-    def tagged(self, info: int, depth: int) -> Any:
-        tag = self.argument(info)
+    def tagged(self, tag: int, depth: int) -> Any:
         meaning = self.tags.get(tag)
         if meaning is None:
             raise BadFrame("tag", f"tag {tag} before byte {self.at} is not one this format has")
