@@ -308,14 +308,22 @@ def _plain_quantity(quantity: Quantity) -> Plain:
 
 
 def _plain_value(value: float | NDArray[Any]) -> float | Plain:
+    if type(value) is float:  # most of them, and NumPy takes its time to see what a number is
+        return value
     return _plain_array(np.asarray(value)) if np.ndim(value) else float(value)
 
 
 def _plain_array(array: NDArray[Any]) -> Plain:
-    little = array.dtype.newbyteorder("<")
-    if little.str not in DTYPES:
-        raise BadInput(f"results: an array has dtype {array.dtype}, expected one of {', '.join(DTYPES)}; convert it")
-    return {"dtype": little.str, "shape": list(array.shape), "bytes": array.astype(little, copy=False).tobytes()}
+    name = array.dtype.str
+    if name not in DTYPES:
+        little = array.dtype.newbyteorder("<")
+        name = little.str
+        if name not in DTYPES:
+            raise BadInput(
+                f"results: an array has dtype {array.dtype}, expected one of {', '.join(DTYPES)}; convert it"
+            )
+        array = array.astype(little)
+    return {"dtype": name, "shape": list(array.shape), "bytes": array.tobytes()}
 
 
 def _plain_scalar(value: object) -> Any:
