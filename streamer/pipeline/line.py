@@ -117,5 +117,8 @@ class Line(Queue[Slot]):
                 slots.append(self._pop())
             return slots
 
+    def _wake_a_taker(self) -> None:
+        """Nobody: what has just come is not worked off yet."""
+
     def _is_first_done(self) -> bool:
         return bool(self._items) and self._items[0][0].is_done
