@@ -31,6 +31,28 @@ def test_a_full_queue_makes_the_giver_wait_until_there_is_room() -> None:
     assert queue.statistics().waited_s > 0
 
 
+def test_a_giver_is_woken_once_a_quarter_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: Queue[int] = Queue(8)
+    for item in range(8):
+        queue.put(item)
+    woken: list[int] = []
+    monkeypatch.setattr(queue._givers, "notify_all", lambda: woken.append(len(queue)))
+    monkeypatch.setattr(queue, "_givers_waiting", 1)
+    assert [queue.take() for _ in range(4)] == [0, 1, 2, 3]
+    assert woken == [6, 5, 4]
+
+
+def test_a_giver_of_large_items_is_woken_once_a_quarter_of_the_bytes_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: Queue[int] = Queue(8, max_bytes=100)
+    for item in range(5):
+        queue.put(item, nbytes=20)
+    woken: list[int] = []
+    monkeypatch.setattr(queue._givers, "notify_all", lambda: woken.append(len(queue)))
+    monkeypatch.setattr(queue, "_givers_waiting", 1)
+    assert [queue.take() for _ in range(3)] == [0, 1, 2]
+    assert woken == [3, 2]
+
+
 def test_a_full_queue_gives_up_the_oldest_that_may_go() -> None:
     queue: Queue[str] = Queue(3)
     for item in ("start", "frame 0", "frame 1"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,6 +85,10 @@ class Slot:
 class Line(Queue[Slot]):
     """Messages in the order of arrival. They are worked off in any order, and leave the line in this one."""
 
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._awaited = 1
+
     def finish(self, slot: Slot, outcome: Outcome) -> None:
         """The message is worked off."""
         slot.outcome = outcome
@@ -92,33 +96,41 @@ class Line(Queue[Slot]):
         slot.is_done = True
         if self._takers_waiting:
             with self._lock:
-                if self._is_first_done():
+                if self._are_done(self._awaited):
                     self._takers.notify()
 
     def take_done(self, most: int, max_wait_s: float, timeout_s: float) -> list[Slot]:
         """The first messages in line, as far as they are worked off, at most `most`; none after timeout_s.
 
-        Those behind them are waited for up to max_wait_s, but only while there are any: a frame that comes alone is not
-        kept waiting for company. Where so many stand in line that latency is lost anyway, each of them is waited for
-        that long: full batches get through a line fastest. Raises Closed once the line is closed and empty.
+        Those behind them are waited for, max_wait_s in all, but only while there are any: a frame that comes alone is
+        not kept waiting for company. Where so many stand in line that latency is lost anyway, max_wait_s is waited for
+        each of them: full batches get through a line fastest. Raises Closed once the line is closed and empty.
         """
         with self._lock:
-            if not self._wait_to_take(lambda: self._is_first_done() or (self._closed and not self._items), timeout_s):
+            if not self._wait_for(1, timeout_s):
                 return []
             if not self._items:
                 raise Closed
-            slots = [self._pop()]
-            deadline = time.monotonic() + max_wait_s
-            while self._items and len(slots) < most:
-                if not self._is_first_done():
-                    left_s = max_wait_s if len(self._items) >= most else deadline - time.monotonic()
-                    if left_s <= 0 or not self._wait_to_take(self._is_first_done, left_s):
-                        break
-                slots.append(self._pop())
+            slots = self._pop_done(most)
+            behind = min(most - len(slots), len(self._items))
+            if behind and self._wait_for(behind, max_wait_s * (behind if len(self._items) >= most else 1)):
+                slots += self._pop_done(most - len(slots))
             return slots
+
+    def _wait_for(self, count: int, timeout_s: float) -> bool:
+        """Wait until so many at the head are done, or some are and it took too long; whether any is."""
+        self._awaited = count
+        self._wait_to_take(lambda: self._are_done(count) or (self._closed and not self._items), timeout_s)
+        return self._are_done(1) or (self._closed and not self._items)
+
+    def _pop_done(self, most: int) -> list[Slot]:
+        slots: list[Slot] = []
+        while len(slots) < most and self._are_done(1):
+            slots.append(self._pop())
+        return slots
 
     def _wake_a_taker(self) -> None:
         """Nobody: what has just come is not worked off yet."""
 
-    def _is_first_done(self) -> bool:
-        return bool(self._items) and self._items[0][0].is_done
+    def _are_done(self, count: int) -> bool:
+        return len(self._items) >= count and all(slot.is_done for slot, _ in itertools.islice(self._items, count))
