@@ -71,22 +71,31 @@ class Queue(Generic[T]):
         """Items waiting."""
         return len(self._items)
 
-    def put(self, item: T, nbytes: int = 0, *, timeout_s: float | None = None) -> bool:
-        """Add an item, waiting while the queue is full. Returns False if timeout_s passed first. Raises Closed."""
+    def put(self, item: T, nbytes: int = 0, *, timeout_s: float | None = None, quietly: bool = False) -> bool:
+        """Add an item, waiting while the queue is full. Returns False if timeout_s passed first. Raises Closed.
+
+        quietly: a taker is not woken, because more items follow; then `wake`.
+        """
         with self._lock:
             if not self._closed and not self._has_room(nbytes) and not self._room_came(nbytes, timeout_s):
                 return False
             if self._closed:
                 raise Closed
-            self._append(item, nbytes)
+            self._append(item, nbytes, quietly)
             return True
 
     def put_evicting(
-        self, item: T, nbytes: int = 0, *, may_go: Callable[[T], bool] = lambda _: True, may_grow: bool = False
+        self,
+        item: T,
+        nbytes: int = 0,
+        *,
+        may_go: Callable[[T], bool] = lambda _: True,
+        may_grow: bool = False,
+        quietly: bool = False,
     ) -> list[T]:
         """Add an item: the oldest items that `may_go` make room and are returned, oldest first.
 
-        Where nothing may go the giver waits, or with `may_grow` the queue grows past its size.
+        Where nothing may go the giver waits, or with `may_grow` the queue grows past its size. quietly: as for `put`.
         """
         evicted: list[T] = []
         with self._lock:
@@ -105,8 +114,14 @@ class Queue(Generic[T]):
                 del self._items[place]
                 self._nbytes -= held_bytes
                 evicted.append(held)
-            self._append(item, nbytes)
+            self._append(item, nbytes, quietly)
         return evicted
+
+    def wake(self) -> None:
+        """Have what was put quietly taken."""
+        with self._lock:
+            if self._items:
+                self._wake_a_taker()
 
     def take(self, timeout_s: float | None = None) -> T | None:
         """The oldest item, or None after timeout_s. Raises Closed once the queue is closed and empty."""
@@ -172,6 +187,7 @@ class Queue(Generic[T]):
         return came
 
     def _wait_to_give(self, is_ready: Callable[[], bool], timeout_s: float | None) -> bool:
+        self._wake_a_taker()  # of what was put quietly
         self._givers_waiting += 1
         try:
             return self._givers.wait_for(is_ready, timeout_s)
@@ -185,11 +201,12 @@ class Queue(Generic[T]):
         finally:
             self._takers_waiting -= 1
 
-    def _append(self, item: T, nbytes: int) -> None:
+    def _append(self, item: T, nbytes: int, quietly: bool) -> None:
         self._items.append((item, nbytes))
         self._nbytes += nbytes
         self._highest = max(self._highest, len(self._items))
-        self._wake_a_taker()
+        if not quietly:
+            self._wake_a_taker()
 
     def _wake_a_taker(self) -> None:
         if self._takers_waiting:

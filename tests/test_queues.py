@@ -53,6 +53,31 @@ def test_a_giver_of_large_items_is_woken_once_a_quarter_of_the_bytes_is_free(mon
     assert woken == [3, 2]
 
 
+def test_what_is_put_quietly_wakes_nobody_until_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: Queue[int] = Queue(8)
+    woken: list[int] = []
+    monkeypatch.setattr(queue._takers, "notify", lambda: woken.append(len(queue)))
+    monkeypatch.setattr(queue, "_takers_waiting", 1)
+    queue.put(1, quietly=True)
+    queue.put_evicting(2, quietly=True)
+    assert woken == []
+    queue.wake()
+    queue.put(3)
+    assert woken == [2, 3]
+
+
+def test_a_giver_who_must_wait_has_what_was_put_quietly_taken() -> None:
+    queue: Queue[int] = Queue(1)
+    taken: list[int | None] = []
+    taker = threading.Thread(target=lambda: taken.extend(queue.take() for _ in range(2)))
+    taker.start()
+    queue.put(1, quietly=True)
+    queue.put(2, quietly=True)
+    queue.wake()
+    taker.join()
+    assert taken == [1, 2]
+
+
 def test_a_full_queue_gives_up_the_oldest_that_may_go() -> None:
     queue: Queue[str] = Queue(3)
     for item in ("start", "frame 0", "frame 1"):

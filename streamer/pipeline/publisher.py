@@ -61,21 +61,29 @@ class Publisher:
         self._thread.start()
 
     def publish(self, item: Publication) -> None:
-        """Hand over; waits only for an output that asks the stream to wait for it."""
+        """Hand over; waits only for an output that asks the stream to wait for it.
+
+        The output's thread is not woken for a result, because more of them come in a batch; then `wake` it.
+        """
+        quietly = isinstance(item, Result)
         with self._written:
             self._given += 1
         with suppress(Closed):
             if self.output.when_full == "wait" and isinstance(item, Result):
-                while not self._queue.put(item, timeout_s=POLL_S):
+                while not self._queue.put(item, timeout_s=POLL_S, quietly=quietly):
                     if self._hurry.is_set():
                         self._count_lost([item])
                         return
                     self._on_wait()
             else:
                 may_go: Callable[[Publication], bool] = lambda held: not isinstance(held, Alarm)  # noqa: E731
-                self._count_lost(self._queue.put_evicting(item, may_go=may_go, may_grow=True))
+                self._count_lost(self._queue.put_evicting(item, may_go=may_go, may_grow=True, quietly=quietly))
                 while len(self._queue) > MOST_ALARMS:
                     self._count_lost([lost for lost in [self._queue.take(0.0)] if lost is not None])
+
+    def wake(self) -> None:
+        """Have the results written that were handed over."""
+        self._queue.wake()
 
     def record(self, alarm: Alarm, timeout_s: float) -> bool:
         """Hand over an alarm and wait until it is written; an output that is down is not waited for.

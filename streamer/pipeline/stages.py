@@ -401,6 +401,8 @@ class Pipeline:
                 for answer, outputs in decision or ():
                     self._conclude(answer, outputs)
                     self._look()
+                for publisher in self._publishers:
+                    publisher.wake()
                 self._look()
 
     def _look(self) -> None:
