@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from streamer.pipeline.neighbours import Analysis
+from streamer.pipeline.timing import Lap
 from streamer.queues import Closed, Queue
 from streamer.records import BadFrame, Reduced, Result, SeriesEnd, SeriesKey, SeriesStart
 
@@ -66,7 +67,8 @@ class Slot:
     """One message's place in line. The message goes away as soon as it is worked off.
 
     is_taken: a worker took it, and it counts among those that are ahead of the model.
-    is_done: it is worked off, and `outcome` says what became of it.
+    is_done: it is worked off, and `outcome` says what became of it. laps: stage → what it took there; entered into the
+    account later, where it is done for many frames at once.
     """
 
     message: Any | None
@@ -75,6 +77,7 @@ class Slot:
     outcome: Outcome = None
     is_taken: bool = False
     is_done: bool = False
+    laps: list[tuple[str, Lap]] = field(default_factory=list)
 
     @property
     def is_image(self) -> bool:

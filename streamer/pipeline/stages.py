@@ -230,9 +230,9 @@ class Pipeline:
         try:
             scratch.reset()
             records = self.source.decode(message, scratch=scratch)
-            self._took("decode", watch.lap())
+            slot.laps.append(("decode", watch.lap()))
             outcome = self._reduced(records, slot)
-            self._took("reduce", watch.lap())
+            slot.laps.append(("reduce", watch.lap()))
         except BadFrame as bad:
             if self._quarantine is not None:
                 self._quarantine(bad, message.parts)
@@ -299,13 +299,17 @@ class Pipeline:
             while True:
                 self._gather()
                 answers: list[Answer] = []
+                laps: list[tuple[str, Lap]] = []
                 while self._batch:
                     slot = self._batch[0]
                     self._enter(slot, answers)
                     self._batch.popleft()
+                    laps += slot.laps
                     if slot.is_taken:
                         self._ahead.release()
                 self._ask_models(answers)
+                for stage, lap in laps:
+                    self._took(stage, lap)
         except Closed:
             pass
         finally:
@@ -375,11 +379,12 @@ class Pipeline:
             return
         watch = Stopwatch()
         outputs = {analysis.name: self._model_outputs(analysis, answers) for analysis in self.analyses}
-        self._took("infer", watch.lap(), frames=len(answers))
-        self.metrics.batch(len(answers))
+        lap = watch.lap()
         self._decisions.put(
             [(answer, [next(outputs[analysis.name]) for analysis, _ in answer.reduced]) for answer in answers]
         )
+        self._took("infer", lap, frames=len(answers))
+        self.metrics.batch(len(answers))
 
     def _model_outputs(self, analysis: Analysis, answers: Sequence[Answer]) -> Iterator[ModelOutputs]:
         """What the model says of every Reduced of this analysis, in order."""
@@ -398,12 +403,22 @@ class Pipeline:
                 if isinstance(decision, threading.Event):
                     decision.set()
                     decision = None
+                left = len(decision or ())
                 for answer, outputs in decision or ():
-                    self._conclude(answer, outputs)
+                    watch, left = Stopwatch(), left - 1
+                    is_said = self._conclude(answer, outputs)
+                    lap = watch.lap()
+                    if not left:
+                        self._have_it_written()
+                    if is_said:
+                        self._account_for(answer, lap)
                     self._look()
-                for publisher in self._publishers:
-                    publisher.wake()
                 self._look()
+
+    def _have_it_written(self) -> None:
+        """Before the books are kept: whoever waits for a result has waited long enough."""
+        for publisher in self._publishers:
+            publisher.wake()
 
     def _look(self) -> None:
         """What happens once a second; also while an output makes the stream wait."""
@@ -411,8 +426,8 @@ class Pipeline:
             self._next_look = time.monotonic() + 1.0
             self._supervision.look(time.monotonic())
 
-    def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> None:
-        watch = Stopwatch()
+    def _conclude(self, answer: Answer, outputs: Sequence[ModelOutputs]) -> bool:
+        """Say what is said of one frame; whether it could be."""
         try:
             for (analysis, reduced), output in zip(answer.reduced, outputs, strict=True):
                 self._say(replace(analysis.interpret(reduced, output), wall_time=self._wall_time()))
@@ -422,8 +437,11 @@ class Pipeline:
             self.ledger.unusable(answer.series, answer.number, time.monotonic())
             self.metrics.malformed(bad.reason)
             self._supervision.note_bad(bad)
-            return
-        self._took("decide", watch.lap())
+            return False
+        return True
+
+    def _account_for(self, answer: Answer, lap: Lap) -> None:
+        self._took("decide", lap)
         if answer.is_more:
             return
         self.ledger.analysed(answer.series, answer.number, time.monotonic())
