@@ -39,9 +39,10 @@ from numpy.typing import NDArray
 
 from streamer.analyses import Analysis
 from streamer.infer import load_model, require_coverage, require_tensors
-from streamer.records import BadFrame, BadInput, BadModel, Frame, Quantity, Reduced, Result, SeriesStart
+from streamer.records import BadFrame, BadInput, Frame, Quantity, Reduced, Result, SeriesStart
 from streamer.reduce.azimuthal import Integrator, Profile, SigmaModel
-from streamer.reduce.detector import Geometry, geometry_for, read_geometry
+from streamer.reduce.detector import Geometry, read_geometry
+from streamer.reduce.following import Follower
 from streamer.reduce.pairs import Normalisation, PairChain, Sample, StructureFactor, read_pattern
 from streamer.reduce.peaks import find_peaks
 from streamer.reduce.regrid import Regrid
@@ -210,17 +211,10 @@ class Rdf(Analysis):
         }
         self._normalisation: Normalisation = normalisation
         self._bridge = bridge
-        self._chosen_channel = channel
-        self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
-        self._geometry = self._given
-        self._misfit = "no start message that tells a geometry has come; give a .poni"
-        self._series: SeriesStart | None = None
-        self._setup: Setup | None = None
-        self._building = threading.Lock()
         self._adding = threading.Lock()
         self._sums: dict[int, Sum] = {}
-        if self._given is not None and self._given.shape is not None:
-            self._build(self._given)
+        given = read_geometry(poni, mask, flat, dark) if poni is not None else None
+        self._follower: Follower[Setup] = Follower(self.name, given, channel, self._build)
 
     def begin(self, series: SeriesStart) -> None:
         """Take the series' shape, mask and, without a `.poni`, its geometry. What was averaged before is forgotten.
@@ -228,23 +222,15 @@ class Rdf(Analysis):
         Raises BadInput when the header tells too little or does not fit, BadModel when the geometry does not reach far
         enough in q.
         """
-        previous, self._setup, self._geometry = self._setup, None, None
-        self._series = series
         self._sums.clear()
-        self._chosen_channel = self.channel or next(iter(series.channels), None)
-        geometry = geometry_for(self._given, series, self._chosen_channel or "", self.name)
-        if geometry.shape is not None:
-            self._build(geometry, previous)
-        self._geometry = geometry
+        self._follower.begin(series)
 
     def accepts(self, frame: Frame) -> bool:
-        if self._chosen_channel is None:
-            self._chosen_channel = frame.channel
-        return frame.channel == self._chosen_channel
+        return self._follower.accepts(frame)
 
     def reduce(self, frame: Frame) -> Reduced:
         """S(q) ± σ of the average, and the model's input. Raises BadFrame "geometry", "shape", "dtype" or "empty"."""
-        setup = self._setup or self._first_shape(frame)
+        setup = self._follower.prepared_for(frame)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
         average, frames = self._averaged(frame, profile)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -390,21 +376,8 @@ class Rdf(Analysis):
             "peak_coordination": Quantity(peaks.N, peaks.sigma_N, axes=index),
         }
 
-    def _first_shape(self, frame: Frame) -> Setup:
-        """Prepare with the first frame, where nothing before it told the shape."""
-        rows, columns = frame.image.shape
-        with self._building:
-            if self._setup is None and self._geometry is not None:
-                try:
-                    self._build(self._geometry.with_shape((rows, columns)))
-                except (BadInput, BadModel) as misfit:
-                    self._geometry, self._misfit = None, str(misfit)
-            if self._setup is None:
-                raise BadFrame("geometry", f"rdf: no geometry for these frames: {self._misfit}")
-            return self._setup
-
-    def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:
-        series, fingerprint = self._series, geometry.fingerprint
+    def _build(self, geometry: Geometry, series: SeriesStart | None, previous: Setup | None) -> Setup:
+        fingerprint = geometry.fingerprint
         nodata, saturation = (series.nodata, series.saturation) if series is not None else (None, None)
         if previous is not None and previous.fingerprint == fingerprint:
             setup = replace(previous, nodata=nodata, saturation=saturation)
@@ -433,7 +406,6 @@ class Rdf(Analysis):
             )
         if series is not None and series.dtype is not None:
             setup.integrator.warm([series.dtype])
-        self._setup = setup
         return setup
 
     def _chain(self, q: Floats) -> PairChain:

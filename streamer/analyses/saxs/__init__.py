@@ -74,7 +74,8 @@ from streamer.reduce import graph as reduction_graph
 from streamer.reduce import reading
 from streamer.reduce.azimuthal import DTYPES, Integrator, Profile, SigmaModel, prepare
 from streamer.reduce.curves import Rebinning
-from streamer.reduce.detector import Geometry, geometry_for, read_geometry
+from streamer.reduce.detector import Geometry, read_geometry
+from streamer.reduce.following import Follower
 from streamer.reduce.keeping import Keeper
 from streamer.reduce.reading import Reader, Reading
 from streamer.reduce.reference import Reference
@@ -198,17 +199,11 @@ class Saxs(Analysis):
         self._axes = {"q": (self._q, unit)}
         self._read = Reader(Rebinning(self._grid, self._grid), self._q)
         self._ones = np.ones(self._grid.size, np.int64)
-        self._chosen_channel = channel
         if isinstance(self.model, Model):
             self._compile()
         self._given = read_geometry(poni, mask, flat, dark) if poni is not None else None
-        self._geometry = self._given
-        self._misfit = "no start message that tells one has come; wait for the next series, or give a .poni (--poni)"
-        self._series: SeriesStart | None = None
-        self._setup: Setup | None = None
-        self._building = threading.Lock()
-        if self._given is not None and self._given.shape is not None:
-            self._build(self._given)
+        self._opening = threading.Lock()
+        self._follower: Follower[Setup] = Follower(self.name, self._given, channel, self._build)
 
     def _compile(self) -> None:
         """Before the first frame can come: on a machine that never did it, this takes seconds."""
@@ -222,14 +217,8 @@ class Saxs(Analysis):
         The integration is prepared anew only if any of these changed. Raises BadInput when the header tells too little
         or does not fit the geometry, BadModel when the geometry does not reach the model's q range.
         """
-        previous, self._setup, self._geometry = self._setup, None, None
-        self._series = series
         self._keeper.start_over()
-        self._chosen_channel = self.channel or next(iter(series.channels), None)
-        geometry = geometry_for(self._given, series, self._chosen_channel or "", self.name)
-        if geometry.shape is not None:
-            self._build(geometry, previous)
-        self._geometry = geometry
+        self._follower.begin(series)
 
     @property
     def grid(self) -> NDArray[np.float64]:
@@ -237,14 +226,11 @@ class Saxs(Analysis):
         return self._grid
 
     def accepts(self, frame: Frame) -> bool:
-        if self._chosen_channel is None:
-            self._chosen_channel = frame.channel
-        return frame.channel == self._chosen_channel
+        return self._follower.accepts(frame)
 
     def reduce(self, frame: Frame) -> Reduced:
         """I(q) ± σ and the model's input. Raises BadFrame with reason "geometry", "shape" or "dtype"."""
-        setup = self._setup or self._first_shape(frame)
-        self._require_shape(frame, setup)
+        setup = self._follower.prepared_for(frame)
         if isinstance(self.model, RawModel):
             return self._handed_in(frame, setup, self.model)
         profile = setup.integrator.integrate(frame.image, nodata=setup.nodata, saturation=setup.saturation)
@@ -283,31 +269,8 @@ class Saxs(Analysis):
             received_ns=reduced.received_ns,
         )
 
-    def _first_shape(self, frame: Frame) -> Setup:
-        """Prepare the integration with the first frame, where nothing before it told the shape."""
-        rows, columns = frame.image.shape
-        with self._building:
-            if self._setup is None and self._geometry is not None:
-                try:
-                    self._build(self._geometry.with_shape((rows, columns)))
-                except (BadInput, BadModel) as misfit:
-                    self._geometry, self._misfit = None, str(misfit)
-            if self._setup is None:
-                raise BadFrame("geometry", f"saxs: no geometry for these frames: {self._misfit}")
-            return self._setup
-
-    def _require_shape(self, frame: Frame, setup: Setup) -> None:
-        """Where no start tells the shape, a frame of another one says that the geometry is of another detector."""
-        is_announced = self._series is not None and self._series.shape is not None
-        if not is_announced and frame.image.shape != setup.integrator.shape:
-            raise BadFrame(
-                "geometry",
-                f"saxs: the images have shape {frame.image.shape}, the geometry {setup.integrator.shape}; "
-                "give the geometry of this detector",
-            )
-
-    def _build(self, geometry: Geometry, previous: Setup | None = None) -> Setup:
-        series, fingerprint = self._series, geometry.fingerprint
+    def _build(self, geometry: Geometry, series: SeriesStart | None, previous: Setup | None) -> Setup:
+        fingerprint = geometry.fingerprint
         if previous is not None and previous.fingerprint == fingerprint:
             integrator, rebinning, windows = previous.integrator, previous.rebinning, previous.windows
             read = previous.read
@@ -323,7 +286,6 @@ class Saxs(Analysis):
                 self._window(series.dtype, setup, self.model)
             else:
                 integrator.warm([series.dtype])
-        self._setup = setup
         return setup
 
     def _of(self, profile: Profile, curve: Reading, *, has_reference: bool) -> dict[str, Quantity]:
@@ -335,7 +297,7 @@ class Saxs(Analysis):
         dtype = frame.image.dtype
         if dtype not in DTYPES:
             raise BadFrame("dtype", f"saxs: the image is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
-        with self._building:
+        with self._opening:
             try:
                 window, limits = self._window(dtype, setup, model)
             except BadModel as missing:
@@ -392,7 +354,7 @@ class Saxs(Analysis):
             q_range=[round(low, 4), round(high, 4)],
             unit=self.unit,
             bins=self.bins,
-            channel=self._chosen_channel,
+            channel=self.channel,
             model=self._card.name,
             model_range_covered=round(covered, 2),
         )
