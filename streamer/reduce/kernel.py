@@ -39,7 +39,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-__all__ = ["HEIGHT", "MARGIN", "SURE", "WIDTH", "Binning", "Limits", "Sums", "Tiles", "scatter_of", "sums_of"]
+__all__ = ["HEIGHT", "MARGIN", "SURE", "WIDTH", "Binning", "Limits", "PerBin", "Reduction", "Tiles"]
 
 HEIGHT, WIDTH = 32, 128
 """Rows and columns of a tile: its pixels and sums then take 27 kB of a first-level cache of 32 or 48 kB."""
@@ -56,9 +56,6 @@ LANES = 4
 
 BLOCK = 64
 """Pixels looked at together, in a loop the compiler turns into vectors, before any of them is added."""
-
-EXACT = {"u": np.uint64, "i": np.int64, "f": np.float64}
-"""Kind of dtype → what its sums are given as. uint64 is added up as int64: no detector counts to 2⁶³."""
 
 LINE = 64
 """Bytes in a cache line."""
@@ -79,14 +76,13 @@ class Limits(NamedTuple):
     """What counts as a measurement, in the image's dtype.
 
     smallest, largest: of the usable values. top: the largest that is a measurement, though it may be saturated.
-    hole: a value that is none. sure: uint32, at most SURE; every value below it is usable, 0 where none need be.
+    hole: a value that is none.
     """
 
     smallest: Any
     largest: Any
     top: Any
     hole: Any
-    sure: Any
 
 
 class Tiles(NamedTuple):
@@ -111,6 +107,28 @@ class Tiles(NamedTuple):
     crossings: NDArray[np.uint32]
 
 
+class PerBin(NamedTuple):
+    """What one image says of every bin. All arrays: (bins,).
+
+    counts: Σ raw counts over valid pixels; uint64 or int64, exact, for integer images, else float64.
+    intensity, sigma: float64, counts per pixel of the normal incidence and their σ from counting, by the formulae of
+        `azimuthal`; NaN in a bin without a valid pixel.
+    pixels: valid pixels, int64.   norm: Σ of their normalisation, float64, NaN where there is none.
+    invalid: NODATA pixels of this image, saturated: pixels above saturation; neither counts what is not used.
+    total_counts, total_pixels: Σ counts and Σ pixels over all bins.
+    """
+
+    counts: NDArray[Any]
+    intensity: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    pixels: NDArray[np.int64]
+    norm: NDArray[np.float64]
+    invalid: int
+    saturated: int
+    total_counts: int | float
+    total_pixels: int
+
+
 @dataclass(frozen=True, slots=True)
 class Binning:
     """Which pixels belong to which bin.
@@ -133,20 +151,6 @@ class Binning:
         return sums[: self.bins]
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What one image says per bin.
-
-    counts: (bins,) Σ over usable pixels; uint64, int64 or float64.
-    lost: (2, bins) int64, pixels that are NODATA | saturated.
-    lost_norm: (2, bins) float64, Σ norm | Σ dark of those.
-    """
-
-    counts: NDArray[Any]
-    lost: NDArray[np.int64]
-    lost_norm: NDArray[np.float64]
-
-
 class Image(NamedTuple):
     """What is added up. All arrays: (n,); dark (0,) where there is none. unused: in bin_of, "not used"."""
 
@@ -159,49 +163,49 @@ class Image(NamedTuple):
 
 
 class Account(NamedTuple):
-    """Where it is added: totals (LANES, bins + 1), the last bin takes what is not used. The others: see Sums."""
+    """Where it is added.
+
+    totals: (LANES, bins + 1) Σ over usable pixels; the last bin takes what is not used.
+    lost: (2, bins) int64, pixels that are NODATA | saturated.
+    lost_norm: (2, bins) float64, Σ norm | Σ dark of those.
+    """
 
     totals: NDArray[Any]
     lost: NDArray[np.int64]
     lost_norm: NDArray[np.float64]
 
 
-def sums_of(
-    pixels: NDArray[Any], binning: Binning, norm: NDArray[np.float32], dark: NDArray[np.float32], limits: Limits
-) -> Sums:
-    """Add up an image.
+class Reduction:
+    """Images of one geometry to numbers per bin, in one call of compiled code each.
 
-    pixels, norm: (n,), pixels contiguous and read-only. dark: (n,), or (0,) where there is none.
+    norm: (n,), what a pixel sees of one count. dark: (n,), or (0,) where there is none.
     """
-    bins, is_integer = binning.bins, pixels.dtype.kind != "f"
-    totals = np.zeros((LANES, bins + 1), dtype=np.int64 if is_integer else np.float64)
-    image = Image(pixels, binning.bin_of, np.uint32(bins), norm, dark, limits)
-    account = Account(totals, np.zeros((2, bins), dtype=np.int64), np.zeros((2, bins)))
-    if is_integer:
-        _add_up(image, np.uintp(binning.columns), binning.tiles, binning.rest, account)
-    else:
-        _add_runs(image, binning.runs, account)
-    return Sums(totals[:, :bins].sum(axis=0).view(EXACT[pixels.dtype.kind]), account.lost, account.lost_norm)
 
+    def __init__(self, binning: Binning, norm: NDArray[np.float32], dark: NDArray[np.float32]) -> None:
+        sum_dark = binning.per_bin(dark) if len(dark) else np.zeros(binning.bins)
+        sums = binning.per_bin(), binning.per_bin(norm), sum_dark
+        self._of_integers = (*binning.tiles, binning.rest, binning.bin_of, norm, dark, *sums)
+        self._of_floats = binning.runs, binning.bin_of, norm, dark, *sums
+        self._of_squares = binning.runs, binning.bin_of, norm, dark
 
-def scatter_of(
-    pixels: NDArray[Any],
-    binning: Binning,
-    norm: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    limits: Limits,
-    intensity: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """(bins,) Σ (pixel − dark − intensity · norm)² over the usable pixels of each bin; arguments as for `sums_of`.
+    def __call__(self, image: NDArray[Any], limits: NDArray[Any]) -> PerBin:
+        """See `PerBin`. image: (rows, columns), writable as compiled code knows it, but only read.
+        limits: (4,) of the image's dtype, see `Limits`."""
+        if image.dtype.kind == "f":
+            return PerBin(*_reduce_floats(image, limits, *self._of_floats))
+        # uint64 is added up as int64: no detector counts to 2⁶³.
+        found = _reduce_integers(image, limits, *self._of_integers)
+        return PerBin(*found) if image.dtype.kind == "i" else PerBin(found[0].view(np.uint64), *found[1:])
 
-    intensity: (bins,), what is expected of a pixel with norm 1.
-    """
-    squares = np.zeros((LANES, binning.bins))
-    _add_squares(
-        Image(pixels, binning.bin_of, np.uint32(binning.bins), norm, dark, limits), binning.runs, intensity, squares
-    )
-    scatter: NDArray[np.float64] = squares.sum(axis=0)
-    return scatter
+    def scatter(self, image: NDArray[Any], limits: NDArray[Any], intensity: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(bins,) Σ (pixel − dark − intensity · norm)² over the usable pixels of each bin; arguments as for a call.
+
+        intensity: (bins,), what is expected of a pixel with norm 1.
+        """
+        squares = np.zeros((LANES, len(intensity)))
+        _add_squares(image, limits, *self._of_squares, intensity, squares)
+        scatter: NDArray[np.float64] = squares.sum(axis=0)
+        return scatter
 
 
 def _prefetch_code(typing_context: Any, array: Any, index: Any) -> Any:
@@ -223,34 +227,103 @@ def _prefetch_code(typing_context: Any, array: Any, index: Any) -> Any:
 _prefetch: Any = intrinsic(_prefetch_code)
 
 
-@numba.njit(nogil=True, cache=True)
-def _add_up(image: Image, columns: np.uintp, tiles: Tiles, rest: NDArray[np.uintp], account: Account) -> None:
-    """Add every usable integer of an image to the total of its bin and some lane, and take account of every other."""
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _reduce_integers(
+    image: NDArray[Any],
+    limits: NDArray[Any],
+    outlines: NDArray[np.uintp],
+    back: NDArray[np.uint16],
+    masks: NDArray[np.uint8],
+    quads: NDArray[np.uint64],
+    kinds: NDArray[Any],
+    crossings: NDArray[np.uint32],
+    rest: NDArray[np.uintp],
+    bin_of: NDArray[Any],
+    norm: NDArray[np.float32],
+    dark: NDArray[np.float32],
+    sum_pixels: NDArray[np.int64],
+    sum_norm: NDArray[np.float64],
+    sum_dark: NDArray[np.float64],
+) -> Any:
+    """See `Reduction`; what is in `PerBin`, with the counts as int64."""
+    bins, pixels, columns = len(sum_pixels), image.reshape(-1), np.uintp(image.shape[1])
     size = (HEIGHT + 1) * (WIDTH + MARGIN) + MARGIN
     room = np.zeros(size + LINE // 4, np.uint32)
     in_lines = -(room.ctypes.data // 4) % (LINE // 4)
-    counters, is_unsure = np.zeros(len(tiles.crossings), np.int64), np.zeros(len(tiles.outlines), np.bool_)
+    counters, is_unsure = np.zeros(len(crossings), np.int64), np.zeros(len(outlines), np.bool_)
+    highest_sure = min(np.int64(limits[1]), np.int64(SURE - 1))
+    if limits[3] >= 0:
+        highest_sure = min(highest_sure, np.int64(limits[3]) - 1)
+    sure = np.uint32(highest_sure + 1)
     _add_tiles(
-        image.pixels,
+        pixels,
         columns,
-        tiles.outlines,
-        tiles.back,
-        tiles.masks,
-        tiles.quads,
-        tiles.kinds,
+        outlines,
+        back,
+        masks,
+        quads,
+        kinds,
         room[in_lines : in_lines + size],
         counters,
-        image.limits.sure,
+        sure,
         is_unsure,
     )
-    totals, crossings = account.totals[0], tiles.crossings
+    account = Account(np.zeros((LANES, bins + 1), np.int64), np.zeros((2, bins), np.int64), np.zeros((2, bins)))
     for k in range(len(counters)):
-        totals[np.uintp(crossings[k, 0])] += counters[k]
-        totals[np.uintp(crossings[k, 1])] -= counters[k]
+        account.totals[0, np.uintp(crossings[k, 0])] += counters[k]
+        account.totals[0, np.uintp(crossings[k, 1])] -= counters[k]
+    what_counts = Limits(limits[0], limits[1], limits[2], limits[3])
+    whole = Image(pixels, bin_of, np.uint32(bins), norm, dark, what_counts)
     for t in range(len(is_unsure)):
         if is_unsure[t]:
-            _put_right(image, columns, tiles.outlines[t], tiles.masks, account)
-    _add_runs(image, rest, account)
+            _put_right(whole, columns, outlines[t], masks, sure, account)
+    _add_runs(whole, rest, account)
+    return _curve_of(account, sum_pixels, sum_norm, sum_dark)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _reduce_floats(
+    image: NDArray[Any],
+    limits: NDArray[Any],
+    runs: NDArray[np.uintp],
+    bin_of: NDArray[Any],
+    norm: NDArray[np.float32],
+    dark: NDArray[np.float32],
+    sum_pixels: NDArray[np.int64],
+    sum_norm: NDArray[np.float64],
+    sum_dark: NDArray[np.float64],
+) -> Any:
+    """See `Reduction`; what is in `PerBin`."""
+    bins = len(sum_pixels)
+    account = Account(np.zeros((LANES, bins + 1)), np.zeros((2, bins), np.int64), np.zeros((2, bins)))
+    what_counts = Limits(limits[0], limits[1], limits[2], limits[3])
+    _add_runs(Image(image.reshape(-1), bin_of, np.uint32(bins), norm, dark, what_counts), runs, account)
+    return _curve_of(account, sum_pixels, sum_norm, sum_dark)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _curve_of(
+    account: Account, sum_pixels: NDArray[np.int64], sum_norm: NDArray[np.float64], sum_dark: NDArray[np.float64]
+) -> Any:
+    """What is in `PerBin`, by the formulae of `azimuthal`. sum_…: (bins,) over all pixels in use."""
+    totals, lost, lost_norm = account
+    bins = len(sum_pixels)
+    counts, intensity, sigma = np.empty(bins, totals.dtype), np.empty(bins), np.empty(bins)
+    valid, norm = np.empty(bins, np.int64), np.empty(bins)
+    invalid = saturated = pixels = 0
+    total = totals[0, 0] * 0
+    for b in range(bins):
+        counted = totals[0, b] + totals[1, b] + totals[2, b] + totals[3, b]
+        counts[b] = counted
+        valid[b] = sum_pixels[b] - lost[0, b] - lost[1, b]
+        norm[b] = sum_norm[b] - lost_norm[0, b] if valid[b] > 0 else np.nan
+        intensity[b] = (np.float64(counted) - (sum_dark[b] - lost_norm[1, b])) / norm[b]
+        sigma[b] = np.sqrt(max(np.float64(counted), 1.0)) / norm[b]
+        invalid += lost[0, b]
+        saturated += lost[1, b]
+        total += counted
+        pixels += valid[b]
+    return counts, intensity, sigma, valid, norm, invalid, saturated, total, pixels
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -349,10 +422,15 @@ def _add_quads(
 
 @numba.njit(nogil=True, cache=True)
 def _put_right(
-    image: Image, columns: np.uintp, outline: NDArray[np.uintp], masks: NDArray[np.uint8], account: Account
+    image: Image,
+    columns: np.uintp,
+    outline: NDArray[np.uintp],
+    masks: NDArray[np.uint8],
+    sure: Any,
+    account: Account,
 ) -> None:
     """Take out again what was added for those rows of a tile with a used pixel that is not sure to be usable."""
-    pixels, bin_of, sure, totals = image.pixels, image.bin_of, image.limits.sure, account.totals[0]
+    pixels, bin_of, totals = image.pixels, image.bin_of, account.totals[0]
     first, rows, own, mask = outline[0], outline[1], outline[2], masks[outline[5]]
     for row in range(rows):
         if not _are_sure(pixels, first + row * columns, columns, mask[row:], _1, sure):
@@ -430,15 +508,22 @@ def _add_with_care(image: Image, start: np.uintp | int, stop: np.uintp | int, ac
 
 @numba.njit(nogil=True, cache=True)
 def _add_squares(
-    image: Image, runs: NDArray[np.uintp], intensity: NDArray[np.float64], squares: NDArray[np.float64]
+    image: NDArray[Any],
+    limits: NDArray[Any],
+    runs: NDArray[np.uintp],
+    bin_of: NDArray[Any],
+    norm: NDArray[np.float32],
+    dark: NDArray[np.float32],
+    intensity: NDArray[np.float64],
+    squares: NDArray[np.float64],
 ) -> None:
-    """See `scatter_of`. squares: (LANES, bins)."""
-    pixels, bin_of, unused, norm, dark, limits = image
-    has_dark = len(dark) > 0
+    """See `Reduction.scatter`. squares: (LANES, bins)."""
+    pixels, unused, has_dark = image.reshape(-1), np.uintp(len(intensity)), len(dark) > 0
+    smallest, largest, hole = limits[0], limits[1], limits[3]
     for r in range(len(runs)):
         for i in range(runs[r, 0], runs[r, 1]):
             value, b = pixels[i], np.uintp(bin_of[i])
-            if b == unused or not (limits.smallest <= value <= limits.largest) or value == limits.hole:
+            if b == unused or not (smallest <= value <= largest) or value == hole:
                 continue
             signal = np.float64(value) - np.float64(dark[i]) if has_dark else np.float64(value)
             off = signal - intensity[b] * np.float64(norm[i])

@@ -6,13 +6,11 @@ Everything is float64 and runs without the interpreter lock. Division by zero gi
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["channel_rows", "compare_rows", "curve_of", "fit_line", "rebin_rows", "run_of_signs"]
+__all__ = ["channel_rows", "compare_rows", "fit_line", "rebin_rows", "run_of_signs"]
 
 Floats = NDArray[np.float64]
 
@@ -31,31 +29,6 @@ def _of_neighbours(weight: Floats, k: int, count: int) -> float:
     if k == count - 1:
         return before
     return (before + after) / 2
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def curve_of(
-    counts: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: Floats,
-    sum_pixels: NDArray[np.int64],
-    sum_norm: Floats,
-    sum_dark: Floats,
-) -> tuple[Floats, Floats, NDArray[np.int64], Floats]:
-    """Intensity, its σ from counting, valid pixels and their norm: (bins,) each, by the formulae of `azimuthal`.
-
-    counts: (bins,). lost, lost_norm: (2, bins) of `kernel.Sums`. sum_…: (bins,) over all pixels in use.
-    """
-    bins = len(counts)
-    intensity, sigma, norm = np.empty(bins), np.empty(bins), np.empty(bins)
-    valid = np.empty(bins, np.int64)
-    for b in range(bins):
-        valid[b] = sum_pixels[b] - lost[0, b] - lost[1, b]
-        norm[b] = sum_norm[b] - lost_norm[0, b] if valid[b] > 0 else np.nan
-        total = np.float64(counts[b])
-        intensity[b] = (total - (sum_dark[b] - lost_norm[1, b])) / norm[b]
-        sigma[b] = np.sqrt(max(total, 1.0)) / norm[b]
-    return intensity, sigma, valid, norm
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
