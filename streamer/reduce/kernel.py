@@ -6,16 +6,18 @@ is cut into *tiles*, and in each tile *paths* lead from the first row to the las
 each row as far to the left or right of the one above as keeps most paths in their bins (`paths` chooses). Per tile and
 frame, vector instructions add up all paths from the top: a sum at every pixel. What a path collects within a bin is
 the sum where it leaves that bin, less the sum where it entered. So the sums are only needed at *crossings*, the last
-pixels before the bin changes: 1000 bins on four million pixels are 700 000. Crossings from the same bin into the same
-other one go to one counter, and four of them of a tile together make a *quad*, one addition. At the end every counter
-is given to the bin left, and taken from the bin entered.
+pixels before the bin changes: 1000 bins on four million pixels are 600 000. Crossings from the same bin into the same
+other one go to one counter, and four of them of a tile together make a *quad*, one addition. The sums of a tile's last
+row are carried into the tile below, so paths end only with the image, or where nothing below is used. At the end every
+counter is given to the bin left, and taken from the bin entered.
 
-Sums are uint32, which hold the lowest 16 bits of HEIGHT pixels whatever these are. So pixels that are not used (gaps,
-beamstop, outside the range) may hold anything: a path enters and leaves them like a bin. A used pixel that is NODATA,
-saturated or beyond 16 bits is found by the highest of its tile; what was added for its row of the tile is then taken
-out again. Such rows, pixels that are not integers, and images too small, or with bins too narrow, for paths to pay are
-added pixel by pixel: in blocks of BLOCK that are checked first, neighbours in sums of their own (LANES), and
-only in a block with a pixel that is none with a look at each. Totals are int64 or float64, so no count is ever lost.
+Sums are uint32, which hold four times the lowest 16 bits of 16 384 rows whatever these are. So pixels that are not used
+(gaps, beamstop, outside the range) may hold anything: a path enters and leaves them like a bin. A used pixel that is
+NODATA, saturated or beyond 16 bits is found because its tile has more such pixels than its gaps have; what was added
+for its row of the tile is then taken out again. Such rows, pixels that are not integers, and images too small, or with
+bins too narrow, for paths to pay are added pixel by pixel: in blocks of BLOCK that are checked first, neighbours in
+sums of their own (LANES), and only in a block with a pixel that is none with a look at each. Totals are int64 or
+float64, so no count is ever lost.
 
 Tried on four million uint16 and 1000 bins, and left out: pieces of up to four neighbours along a row, added at once
 (1.6 million of them, half as long again); for every piece of a path the difference of two sums (a third longer). What
@@ -35,6 +37,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
@@ -42,14 +45,17 @@ from numpy.typing import NDArray
 __all__ = ["HEIGHT", "MARGIN", "SURE", "WIDTH", "Binning", "Limits", "PerBin", "Reduction", "Tiles"]
 
 HEIGHT, WIDTH = 32, 128
-"""Rows and columns of a tile: its pixels and sums then take 27 kB of a first-level cache of 32 or 48 kB."""
+"""Rows and columns of a tile: the pixels and sums of two take 54 kB, about a first-level cache."""
 
 MARGIN = 16
 """Zeros beside every row of sums, where paths come from outside: no step is longer. Rows stay in whole cache lines,
 vectors that cross lines are stored at half the speed."""
 
+ROOM = (HEIGHT + 1) * (WIDTH + MARGIN) + MARGIN
+"""Sums of a tile, whole cache lines of them."""
+
 SURE = 2**16
-"""Values below are added without a look: HEIGHT of them fit a uint32."""
+"""Values below are added without a look: their lowest 16 bits are all of them."""
 
 LANES = 4
 """Adding every fourth pixel to sums of its own more than doubles the speed. The loops spell the four out."""
@@ -88,12 +94,14 @@ class Limits(NamedTuple):
 class Tiles(NamedTuple):
     """Blocks of the image, up to HEIGHT × WIDTH pixels, with the crossings of their paths.
 
-    A place among the sums of a tile is (row + 1) · (WIDTH + MARGIN) + MARGIN + column. Place 0 is always zero.
+    A place among the sums of a tile is (row + 1) · (WIDTH + MARGIN) + MARGIN + column; row −1 is the last of the tile
+    above. Place 0 is always zero.
 
-    outlines: (t, 6) uintp: first pixel, number of rows, first column whose pixels are not another tile's, where its
-        quads begin and end, and its mask.
+    outlines: (t, 8) uintp: first pixel, number of rows, number of its strip, first column whose pixels are not another
+        tile's, where its quads begin and end, and its gaps. The first and second, third and fourth … are of different
+        strips, for which some are empty, as is the last: no rows, in a strip of their own.
     back: (t, HEIGHT) uint16, distance among the sums from the pixels of a row to those before on their paths.
-    masks: (u, HEIGHT, WIDTH) uint8, 1 for pixels that are used, and the tile's own; the first is for most tiles, all 1.
+    gaps: (g, 2) uint32, first pixel and length of stretches along a row that are not used, or another tile's.
     quads: (m,) uint64, four places of 16 bits.
     kinds: (m,) uint16 or uint32, which crossing the four are.
     crossings: (k, 2) uint32, bin that is left and bin that is entered, `Binning.bins` for none.
@@ -101,7 +109,7 @@ class Tiles(NamedTuple):
 
     outlines: NDArray[np.uintp]
     back: NDArray[np.uint16]
-    masks: NDArray[np.uint8]
+    gaps: NDArray[np.uint32]
     quads: NDArray[np.uint64]
     kinds: NDArray[Any]
     crossings: NDArray[np.uint32]
@@ -227,13 +235,111 @@ def _prefetch_code(typing_context: Any, array: Any, index: Any) -> Any:
 _prefetch: Any = intrinsic(_prefetch_code)
 
 
+def _add_paths_code(
+    typing_context: Any,
+    pixels: Any,
+    columns: Any,
+    outlines: Any,
+    tile: Any,
+    back: Any,
+    carried: Any,
+    sums: Any,
+    sure: Any,
+    unsure: Any,
+) -> Any:
+    """Put the sums of the lowest 16 bits along the paths of a tile and of the next in their places, beginning with
+    those carried here from above; carry the last row's on; put in `unsure` how many pixels are not below `sure`.
+
+    A row is one vector of WIDTH numbers, which LLVM cuts into those of the processor. What numba makes of loops over
+    the columns takes longer: for every row it asks whether rows overlap, and adds up the count. Two tiles go side by
+    side, because a row waits for the sums of the row above to be stored.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pixels, columns, outlines, tile, back, carried, sums, sure, unsure = (
+            make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value  # type: ignore[no-untyped-call]
+            for kind, value in zip(signature.args, arguments, strict=True)
+        )
+        size, word, pixel = columns.type, ir.IntType(32), pixels.type.pointee
+        values, totals = ir.VectorType(pixel, WIDTH), ir.VectorType(word, WIDTH)
+        stride, margin = size(WIDTH + MARGIN), size(MARGIN)
+
+        def place(array: Any, index: Any, kind: Any) -> Any:
+            return builder.bitcast(builder.gep(array, [index]), kind.as_pointer())
+
+        def load(array: Any, index: Any, kind: Any) -> Any:
+            return builder.load(place(array, index, kind), align=kind.element.width // 8)
+
+        def store(value: Any, array: Any, index: Any) -> None:
+            builder.store(value, place(array, index, value.type), align=value.type.element.width // 8)
+
+        def moved(index: Any, by: Any, times: Any) -> Any:
+            return builder.add(index, builder.mul(by, times))
+
+        bound = builder.trunc(sure, pixel) if pixel.width < word.width else sure
+        bounds = builder.insert_element(values(ir.Undefined), bound, word(0))
+        bounds = builder.shuffle_vector(bounds, bounds, ir.Constant(totals, None))
+
+        class Path:
+            """Where a tile lies, and what has been found in it."""
+
+            def __init__(self, beside: int) -> None:
+                number = builder.add(tile, size(beside))
+                self.start, self.rows, strip = (
+                    builder.load(builder.gep(outlines, [moved(size(k), number, size(8))])) for k in range(3)
+                )
+                self.sums = builder.gep(sums, [size(beside * ROOM)])
+                self.back = builder.gep(back, [builder.mul(number, size(HEIGHT))])
+                self.above = builder.mul(strip, size(WIDTH))
+                self.found = cgutils.alloca_once_value(builder, values(None))  # type: ignore[no-untyped-call]
+                store(load(carried, self.above, totals), self.sums, margin)
+
+            def add(self, row: Any) -> None:
+                value = load(pixels, moved(self.start, row, columns), values)
+                is_unsure = builder.sext(builder.icmp_unsigned(">=", value, bounds), values)
+                builder.store(builder.sub(builder.load(self.found), is_unsure), self.found)
+                here = moved(margin, builder.add(row, size(1)), stride)
+                distance = builder.zext(builder.load(builder.gep(self.back, [row])), size)
+                if pixel.width < word.width:
+                    low = builder.zext(value, totals)
+                else:
+                    low = builder.and_(value, totals([0xFFFF] * WIDTH))
+                store(builder.add(low, load(self.sums, builder.sub(here, distance), totals)), self.sums, here)
+
+            def finish(self) -> Any:
+                store(load(self.sums, moved(margin, self.rows, stride), totals), carried, self.above)
+                lanes = builder.load(self.found)
+                lanes = builder.zext(lanes, totals) if pixel.width < word.width else lanes
+                kind = ir.FunctionType(word, [totals])
+                name = f"llvm.vector.reduce.add.v{WIDTH}i32"
+                add_up = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+                return builder.call(add_up, [lanes])
+
+        one, other = paths = Path(0), Path(1)
+        fewer = builder.select(builder.icmp_unsigned("<", one.rows, other.rows), one.rows, other.rows)
+        with cgutils.for_range(builder, fewer, intp=size) as loop:
+            one.add(loop.index)
+            other.add(loop.index)
+        for beside, path in enumerate(paths):
+            with cgutils.for_range_slice(builder, fewer, path.rows, size(1), size) as (row, _):
+                path.add(row)
+            builder.store(path.finish(), builder.gep(unsure, [size(beside)]))
+        return context.get_dummy_value()
+
+    arguments = pixels, types.uintp, outlines, types.uintp, back, carried, sums, types.uint32, unsure
+    return types.void(*arguments), generate
+
+
+_add_paths: Any = intrinsic(_add_paths_code)
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _reduce_integers(
     image: NDArray[Any],
     limits: NDArray[Any],
     outlines: NDArray[np.uintp],
     back: NDArray[np.uint16],
-    masks: NDArray[np.uint8],
+    gaps: NDArray[np.uint32],
     quads: NDArray[np.uint64],
     kinds: NDArray[Any],
     crossings: NDArray[np.uint32],
@@ -247,8 +353,8 @@ def _reduce_integers(
 ) -> Any:
     """See `Reduction`; what is in `PerBin`, with the counts as int64."""
     bins, pixels, columns = len(sum_pixels), image.reshape(-1), np.uintp(image.shape[1])
-    size = (HEIGHT + 1) * (WIDTH + MARGIN) + MARGIN
-    room = np.zeros(size + LINE // 4, np.uint32)
+    room = np.zeros(2 * ROOM + LINE // 4, np.uint32)
+    carried = np.zeros((image.shape[1] // WIDTH + 2) * WIDTH, np.uint32)
     in_lines = -(room.ctypes.data // 4) % (LINE // 4)
     counters, is_unsure = np.zeros(len(crossings), np.int64), np.zeros(len(outlines), np.bool_)
     highest_sure = min(np.int64(limits[1]), np.int64(SURE - 1))
@@ -260,12 +366,14 @@ def _reduce_integers(
         columns,
         outlines,
         back,
-        masks,
+        gaps,
         quads,
         kinds,
-        room[in_lines : in_lines + size],
+        room[in_lines : in_lines + 2 * ROOM],
+        carried,
         counters,
         sure,
+        np.zeros(2, np.uint32),
         is_unsure,
     )
     account = Account(np.zeros((LANES, bins + 1), np.int64), np.zeros((2, bins), np.int64), np.zeros((2, bins)))
@@ -276,7 +384,7 @@ def _reduce_integers(
     whole = Image(pixels, bin_of, np.uint32(bins), norm, dark, what_counts)
     for t in range(len(is_unsure)):
         if is_unsure[t]:
-            _put_right(whole, columns, outlines[t], masks, sure, account)
+            _put_right(whole, columns, outlines[t], sure, account)
     _add_runs(whole, rest, account)
     return _curve_of(account, sum_pixels, sum_norm, sum_dark)
 
@@ -332,56 +440,33 @@ def _add_tiles(
     columns: np.uintp,
     outlines: NDArray[np.uintp],
     back: NDArray[np.uint16],
-    masks: NDArray[np.uint8],
+    gaps: NDArray[np.uint32],
     quads: NDArray[np.uint64],
     kinds: NDArray[Any],
     sums: NDArray[np.uint32],
+    carried: NDArray[np.uint32],
     counters: NDArray[np.int64],
     sure: Any,
+    unsure: NDArray[np.uint32],
     is_unsure: NDArray[np.bool_],
 ) -> None:
-    """Add all crossings to their counters. sums: room for those of a tile; is_unsure: (t,) is set where `_put_right`
-    has to look.
+    """Add all crossings to their counters. sums: room for those of a tile; carried: (strips · WIDTH,) the last of those
+    above; is_unsure: (t,) is set where `_put_right` has to look.
 
     Nothing in here may count references to an array, which numba does with the bus locked, and which for every row
     takes as long as all the rest: it takes no tuples, allocates nothing, and has its loops put in, not called.
     """
-    count = len(outlines)
-    for t in range(count):
-        start, rows, first, last = outlines[t, 0], outlines[t, 1], outlines[t, 3], outlines[t, 4]
-        highest = _add_paths(pixels, start, columns, back[t], rows, sums)
-        if highest >= sure:
-            is_unsure[t] = not _are_sure(pixels, start, columns, masks[outlines[t, 5]], rows, sure)
-        ahead = outlines[min(t + 1, count - 1), 0]
-        _add_quads(quads[first:last], kinds[first:last], sums, counters, pixels, ahead, columns)
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _add_paths(
-    pixels: NDArray[Any],
-    start: np.uintp,
-    columns: np.uintp,
-    back: NDArray[np.uint16],
-    rows: np.uintp,
-    sums: NDArray[np.uint32],
-) -> Any:
-    """Put the sums of the lowest 16 bits along the paths of a tile in their places; tell the highest pixel."""
-    highest = np.uint32(0)
-    place = _STRIDE + _MARGIN
-    for row in range(rows):
-        before = place - np.uintp(back[row])
-        here, above, values = (
-            sums[place : place + _WIDTH],
-            sums[before : before + _WIDTH],
-            pixels[start : start + _WIDTH],
-        )
-        for c in range(_WIDTH):
-            value = np.uint32(values[c])
-            highest = max(highest, value)
-            here[c] = np.uint32(np.uint16(value)) + above[c]
-        start += columns
-        place += _STRIDE
-    return highest
+    count = np.uintp(len(outlines) - 1)
+    for t in range(_0, count, _2):
+        _add_paths(pixels, columns, outlines, t, back, carried, sums, sure, unsure)
+        for beside in range(_2):
+            tile = t + beside
+            if unsure[beside] > 0:
+                found = _unsure_in_gaps(pixels, gaps, outlines[tile, 6], outlines[tile, 7], sure)
+                is_unsure[tile] = unsure[beside] != found
+            first, last, ahead = outlines[tile, 4], outlines[tile, 5], outlines[min(tile + _2, count), 0]
+            own = sums[beside * np.uintp(ROOM) : (beside + _1) * np.uintp(ROOM)]
+            _add_quads(quads[first:last], kinds[first:last], own, counters, pixels, ahead, columns)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -425,33 +510,32 @@ def _put_right(
     image: Image,
     columns: np.uintp,
     outline: NDArray[np.uintp],
-    masks: NDArray[np.uint8],
     sure: Any,
     account: Account,
 ) -> None:
     """Take out again what was added for those rows of a tile with a used pixel that is not sure to be usable."""
     pixels, bin_of, totals = image.pixels, image.bin_of, account.totals[0]
-    first, rows, own, mask = outline[0], outline[1], outline[2], masks[outline[5]]
+    first, rows, own = outline[0], outline[1], outline[3]
     for row in range(rows):
-        if not _are_sure(pixels, first + row * columns, columns, mask[row:], _1, sure):
-            start, stop = first + row * columns + own, first + row * columns + _WIDTH
+        start, stop = first + row * columns + own, first + row * columns + _WIDTH
+        is_unsure = False
+        for i in range(start, stop):
+            is_unsure |= np.uint32(pixels[i]) >= sure and bin_of[i] != image.unused
+        if is_unsure:
             for i in range(start, stop):
                 totals[np.uintp(bin_of[i])] -= np.int64(np.uint16(pixels[i]))
             _add_blocks(image, start, stop, account)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _are_sure(
-    pixels: NDArray[Any], start: np.uintp, columns: np.uintp, mask: NDArray[np.uint8], rows: np.uintp, sure: Any
-) -> Any:
-    """Whether all pixels in the first rows of the mask, which begins at the pixel `start`, are below `sure`."""
-    highest = np.uint32(0)
-    for row in range(rows):
-        values, used = pixels[start : start + _WIDTH], mask[row]
-        for c in range(_WIDTH):
-            highest = max(highest, np.uint32(values[c]) * np.uint32(used[c]))
-        start += columns
-    return highest < sure
+def _unsure_in_gaps(pixels: NDArray[Any], gaps: NDArray[np.uint32], first: np.uintp, last: np.uintp, sure: Any) -> Any:
+    """How many pixels of the gaps first … last − 1 are not below `sure`."""
+    found = np.uint32(0)
+    for gap in range(first, last):
+        start = np.uintp(gaps[gap, _0])
+        for i in range(start, start + np.uintp(gaps[gap, _1])):
+            found += np.uint32(np.uint32(pixels[i]) >= sure)
+    return found
 
 
 @numba.njit(nogil=True, cache=True)

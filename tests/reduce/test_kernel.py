@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streamer.reduce.kernel import SURE, WIDTH, Binning, Limits, PerBin, Reduction
-from streamer.reduce.paths import binning_of
+from streamer.reduce.paths import MOST_ROWS, binning_of
 
 NO_DARK = np.empty(0, np.float32)
 
@@ -114,3 +114,11 @@ def test_paths_as_bright_as_they_may_be_do_not_overflow(dtype: Any, brightest: i
     image = np.full((200, 2 * WIDTH), brightest, dtype)
     counts = added(image, binning_of(np.zeros(image.shape, np.uint16), 1)).counts
     assert counts.tolist() == [image.size * brightest]
+
+
+def test_the_highest_image_of_the_brightest_pixels_does_not_overflow() -> None:
+    image = np.full((MOST_ROWS, WIDTH), SURE - 2, np.uint16)
+    # Stripes, so that paths are left all the way down, and quads hold four of the highest sums.
+    bin_of = np.add.outer(np.arange(MOST_ROWS) // 64, np.arange(WIDTH) // 40) % 2
+    found = added(image, binning_of(bin_of, 2))
+    assert found.counts.tolist() == [int(n) * (SURE - 2) for n in np.bincount(bin_of.ravel())]
