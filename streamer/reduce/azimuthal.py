@@ -30,8 +30,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -63,8 +62,7 @@ UPPER_BOUND = 1 + float(np.finfo(np.float32).eps)
 """pyFAI widens the range by this factor, so that the largest q falls inside the last bin."""
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(NamedTuple):
     """What one image says as a function of q. All arrays: (bins,).
 
     q: bin centres in `unit`.
@@ -208,18 +206,7 @@ class Integrator:
         Raises BadFrame with reason "shape" or "dtype".
         """
         one = self.binned.add_up(image, nodata, saturation)
-        return Profile(
-            counts=one.counts,
-            intensity=one.intensity,
-            sigma=one.sigma,
-            pixels=one.pixels,
-            norm=one.norm,
-            invalid=one.invalid,
-            saturated=one.saturated,
-            q=self.q,
-            unit=self.unit,
-            totals=(one.total_counts, one.total_pixels),
-        )
+        return Profile(*one[:7], self.q, self.unit, one[7:])
 
     def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
         """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""

@@ -44,8 +44,9 @@ from numpy.typing import NDArray
 
 __all__ = ["HEIGHT", "MARGIN", "SURE", "WIDTH", "Binning", "Limits", "PerBin", "Reduction", "Tiles"]
 
-HEIGHT, WIDTH = 32, 128
-"""Rows and columns of a tile: the pixels and sums of two take 54 kB, about a first-level cache."""
+HEIGHT, WIDTH = 24, 128
+"""Rows and columns of a tile: the pixels and sums of two take 41 kB of a first-level cache of 48 kB. With 32 rows there
+are 3 % fewer quads, and an image takes 5 % longer."""
 
 MARGIN = 16
 """Zeros beside every row of sums, where paths come from outside: no step is longer. Rows stay in whole cache lines,
@@ -225,8 +226,8 @@ def _prefetch_code(typing_context: Any, array: Any, index: Any) -> Any:
         flag = ir.IntType(32)
         signature = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
         llvm_prefetch = builder.module.declare_intrinsic("llvm.prefetch", (address.type,), signature)
-        # To read, to keep in every level, data.
-        builder.call(llvm_prefetch, [address, flag(0), flag(3), flag(1)])
+        # To read, to keep in the second level (the first is full of sums), data.
+        builder.call(llvm_prefetch, [address, flag(0), flag(2), flag(1)])
         return context.get_dummy_value()
 
     return types.void(array, index), generate
