@@ -20,8 +20,9 @@ sums of their own (LANES), and only in a block with a pixel that is none with a 
 float64, so no count is ever lost.
 
 Tried on four million uint16 and 1000 bins, and left out: pieces of up to four neighbours along a row, added at once
-(1.6 million of them, half as long again); for every piece of a path the difference of two sums (a third longer). What
-pays, besides the paths: a loop over the tiles that counts no references (a third, see `_add_tiles`).
+(1.6 million of them, half as long again); for every piece of a path the difference of two sums (a third longer); quads
+in an order in which neighbours have different counters, and all tables in huge pages (no difference). What pays,
+besides the paths: a loop over the tiles that counts no references (a third, see `_add_tiles`).
 
 The loops hold no interpreter lock. They are compiled by numba and kept on disk (`NUMBA_CACHE_DIR` where the package's
 own folder cannot be written). Indices are unsigned, because for signed ones numba tests at every access whether they
@@ -261,7 +262,7 @@ def _add_paths_code(
             make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value  # type: ignore[no-untyped-call]
             for kind, value in zip(signature.args, arguments, strict=True)
         )
-        size, word, pixel = columns.type, ir.IntType(32), pixels.type.pointee
+        size, word, pixel = columns.type, ir.IntType(32), context.get_data_type(signature.args[0].dtype)
         values, totals = ir.VectorType(pixel, WIDTH), ir.VectorType(word, WIDTH)
         stride, margin = size(WIDTH + MARGIN), size(MARGIN)
 
