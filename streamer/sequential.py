@@ -1,14 +1,14 @@
-"""Has something changed? Tests that remember: CUSUM, Bayesian online change-point, CorMap, a value that stands still.
+"""Has something changed? Tests that remember: CUSUM, CorMap, a value that stands still.
 
 All of them take standardised scores: N(0, 1) and independent from frame to frame while nothing changes. Then the mean
 number of frames to a false alarm (ARL₀) is known, and a threshold is computed from it rather than tuned.
 
     CUSUM   S ← max(0, S + x − δ/2), alarm at S > h. For a shift of δ standard deviations nothing detects faster at the
             same ARL₀ (Moustakides, Ann. Statist. 14 (1986) 1379). h from Brook and Evans, Biometrika 59 (1972) 539.
-    BOCPD   the probability that the mean of the scores is no longer 0, over all moments at which it may have begun to
-            be another one (Adams and MacKay, arXiv:0710.3742).
     CorMap  the longest run of one sign in the difference of two curves (Franke, Jeffries and Svergun, Nature Methods 12
             (2015) 419): needs no σ. Bins must be independent, pixels not split.
+
+The probability of a change, over all moments at which it may have begun, is `reduce.changes`.
 
 No thread, no clock. An object follows one stream of scores and belongs to one thread.
 """
@@ -20,13 +20,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from streamer.records import BadInput
 
-__all__ = ["SHIFTS", "Bank", "ChangePoint", "Still", "run_probability", "threshold"]
+__all__ = ["MOST", "SHIFTS", "Bank", "Still", "run_probability", "threshold"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -101,66 +100,6 @@ class Bank:
 
     def start_over(self) -> None:
         self._sums = np.zeros(len(self.limits))
-
-
-@dataclass(slots=True)
-class ChangePoint:
-    """Probability that the scores' mean is no longer 0: Bayesian online change-point detection.
-
-    Before the change scores are N(0, 1); after it their mean is a draw from N(0, spread²), held from then on. hazard:
-    probability of a change between two frames. longest: how many possible beginnings are kept, the likeliest ones.
-    """
-
-    hazard: float = 1e-5
-    spread: float = 3.0
-    longest: int = 500
-    probability: float = field(default=0.0, init=False)
-    _beginnings: NDArray[np.float64] = field(init=False)
-    _kept: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._beginnings = np.zeros((self.longest + 1, 3))
-
-    def see(self, score: float) -> float:
-        """The probability after this score; NaN changes nothing."""
-        if not math.isnan(score):
-            bounded = min(max(score, -MOST), MOST)
-            self._kept, self.probability = _learn(self._beginnings, self._kept, bounded, self.hazard, self.spread)
-        return self.probability
-
-    @property
-    def age(self) -> int:
-        """Frames since the likeliest beginning of the change; 0 before any score."""
-        kept = self._beginnings[: self._kept]
-        return int(kept[kept[:, 0].argmax(), 2]) if self._kept else 0
-
-
-@numba.njit(cache=True)
-def _learn(beginnings: NDArray[np.float64], kept: int, x: float, hazard: float, spread: float) -> tuple[int, float]:
-    """Let a score into every possible beginning and add one that begins with it; how many there are then, and the
-    probability that there was one.
-
-    beginnings: (longest + 1, 3), of which `kept` hold ln of the posterior odds "it began here" to "nothing has
-    changed", the sum of the scores since, and their number. The least likely one goes where there is no room for all.
-    """
-    beginnings[kept] = math.log(hazard), 0.0, 0.0
-    kept += 1
-    unchanged, prior = math.log1p(-hazard), spread**-2
-    odds, least = 0.0, 0
-    for k in range(kept):
-        so_far, total, count = beginnings[k]
-        variance = 1 / (count + prior)
-        width = 1 + variance
-        so_far += x**2 / 2 - unchanged - (x - total * variance) ** 2 / (2 * width) - math.log(width) / 2
-        beginnings[k] = so_far, total + x, count + 1
-        if so_far < beginnings[least, 0]:
-            least = k
-    if kept == len(beginnings):
-        kept -= 1
-        beginnings[least] = beginnings[kept]
-    for k in range(kept):
-        odds += math.exp(min(beginnings[k, 0], 700.0))
-    return kept, odds / (1 + odds)
 
 
 @dataclass(slots=True)

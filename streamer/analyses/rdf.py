@@ -321,8 +321,8 @@ class Rdf(Analysis):
     ) -> dict[str, Quantity]:
         far = setup.far(factor.F)
         expected = setup.far.sigma(factor.sigma_F) if factor.sigma_F is not None else np.full_like(far, np.nan)
-        pixels = int(profile.pixels.sum())
-        total = float(profile.counts.sum())
+        pixels = profile.total_pixels
+        total = profile.total_counts
         return {
             "structure_factor": Quantity(factor.S, factor.sigma_S, axes={"q": (factor.q, "1/A")}),
             "total": Quantity(total / max(pixels, 1), math.sqrt(max(total, 1)) / max(pixels, 1)),

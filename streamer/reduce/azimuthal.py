@@ -22,29 +22,30 @@ after Schubert & Gertz, SSDBM 2018, with a factor that is right for equal w alon
 by about one over the number of its pixels. The 1 under the root is the least an image of counts can tell; images of
 float32 go without it. A bin with one pixel has no scatter: σ is NaN.
 
-`Integrator.integrate` may run on any number of threads at once; it holds the interpreter lock for some 50 µs a frame.
+`Integrator.integrate` may run on any number of threads at once. A frame is one call of compiled code, which lets go
+of the interpreter lock once (with the azimuthal σ, twice).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from streamer.records import BadFrame, BadInput
 from streamer.reduce.detector import Geometry, Unit
-from streamer.reduce.kernel import SURE, Limits, scatter_of, sums_of
-from streamer.reduce.loops import curve_of
+from streamer.reduce.kernel import Limits, PerBin, Reduction
 from streamer.reduce.paths import binning_of
 
 __all__ = ["DTYPES", "Binned", "Integrator", "Profile", "SigmaModel", "prepare"]
 
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32", "int32", "float32"))
 """What an image may consist of."""
+
+_DTYPES = frozenset(DTYPES)
 
 SigmaModel = Literal["poisson", "azimuthal"]
 
@@ -61,35 +62,38 @@ UPPER_BOUND = 1 + float(np.finfo(np.float32).eps)
 """pyFAI widens the range by this factor, so that the largest q falls inside the last bin."""
 
 
-@dataclass(frozen=True, slots=True)
-class PerBin:
-    """What one image says of every bin. All arrays: (bins,).
+class Profile(NamedTuple):
+    """What one image says as a function of q. All arrays: (bins,).
 
+    q: bin centres in `unit`.
     intensity, sigma: float64, counts per pixel of the normal incidence; NaN in a bin without a valid pixel.
     counts: Σ raw counts over valid pixels; uint64 or int64, exact, for integer images, else float64.
     pixels: valid pixels, int64.   norm: Σ of their normalisation, float64.
     invalid: NODATA pixels of this image, saturated: pixels above saturation; neither counts what the mask excludes or
         what lies outside the range of the bins.
+    totals: Σ counts and Σ pixels over all bins, where whoever made the profile has added them up.
     """
 
+    counts: NDArray[Any]
     intensity: NDArray[np.float64]
     sigma: NDArray[np.float64]
-    counts: NDArray[Any]
     pixels: NDArray[np.int64]
     norm: NDArray[np.float64]
     invalid: int
     saturated: int
-
-
-@dataclass(frozen=True, slots=True)
-class Profile(PerBin):
-    """What one image says as a function of q.
-
-    q: (bins,) bin centres in `unit`.
-    """
-
     q: NDArray[np.float64]
     unit: Unit
+    totals: tuple[int | float, int] | None = None
+
+    @property
+    def total_counts(self) -> float:
+        """Σ counts over all bins."""
+        return float(self.counts.sum() if self.totals is None else self.totals[0])
+
+    @property
+    def total_pixels(self) -> int:
+        """Σ pixels over all bins."""
+        return int(self.pixels.sum() if self.totals is None else self.totals[1])
 
 
 class Binned:
@@ -110,35 +114,21 @@ class Binned:
         self.binning = binning_of(bin_of, bins)
         self.norm = norm.ravel()
         self.dark = np.empty(0, np.float32) if geometry.dark is None else geometry.dark.astype(np.float32).ravel()
-        self._sum_pixels = self.binning.per_bin()
-        self._sum_norm = self.binning.per_bin(self.norm)
-        self._sum_dark = self.binning.per_bin(self.dark) if len(self.dark) else np.zeros(bins)
+        self._reduction = Reduction(self.binning, self.norm, self.dark)
 
     def add_up(self, image: NDArray[Any], nodata: int | None, saturation: int | None) -> PerBin:
         """See `Integrator.integrate`."""
         self._check(image)
-        pixels = np.require(image, requirements=("C", "A")).reshape(-1)
-        # One type for numba, whether the bytes came from a socket (read-only) or a buffer of ours.
-        pixels = pixels.view()
-        pixels.flags.writeable = False
-        limits = limits_of(pixels.dtype, nodata, saturation)
-        sums = sums_of(pixels, self.binning, self.norm, self.dark, limits)
-        intensity, sigma, valid, norm = curve_of(
-            sums.counts, sums.lost, sums.lost_norm, self._sum_pixels, self._sum_norm, self._sum_dark
-        )
-        if self.sigma == "azimuthal":
-            variance = scatter_of(pixels, self.binning, self.norm, self.dark, limits, intensity)
-            variance = np.where(valid > 1, np.maximum(variance, 0 if pixels.dtype.kind == "f" else 1), np.nan)
-            sigma = np.sqrt(variance) / norm
-        return PerBin(
-            intensity=intensity,
-            sigma=sigma,
-            counts=sums.counts,
-            pixels=valid,
-            norm=norm,
-            invalid=int(sums.lost[0].sum()),
-            saturated=int(sums.lost[1].sum()),
-        )
+        if not image.flags.carray:
+            image = _lent(image)
+        limits = _limits_array(image.dtype, nodata, saturation)
+        found = self._reduction(image, limits)
+        if self.sigma == "poisson":
+            return found
+        variance = self._reduction.scatter(image, limits, found.intensity)
+        least = 0 if image.dtype.kind == "f" else 1
+        variance = np.where(found.pixels > 1, np.maximum(variance, least), np.nan)
+        return found._replace(sigma=np.sqrt(variance) / found.norm)
 
     def warm(self, dtypes: Iterable[DTypeLike]) -> None:
         """See `Integrator.warm`."""
@@ -152,7 +142,7 @@ class Binned:
                 f"azimuthal: the image has shape {image.shape}, the geometry {self.shape}; "
                 "give the geometry of this detector",
             )
-        if image.dtype not in DTYPES:
+        if image.dtype not in _DTYPES:
             raise BadFrame(
                 "dtype",
                 f"azimuthal: the image is {image.dtype}, expected one of {', '.join(map(str, DTYPES))} "
@@ -216,17 +206,7 @@ class Integrator:
         Raises BadFrame with reason "shape" or "dtype".
         """
         one = self.binned.add_up(image, nodata, saturation)
-        return Profile(
-            intensity=one.intensity,
-            sigma=one.sigma,
-            counts=one.counts,
-            pixels=one.pixels,
-            norm=one.norm,
-            invalid=one.invalid,
-            saturated=one.saturated,
-            q=self.q,
-            unit=self.unit,
-        )
+        return Profile(*one[:7], self.q, self.unit, one[7:])
 
     def warm(self, dtypes: Iterable[DTypeLike] = DTYPES) -> None:
         """Compile, or load from disk, what images of these dtypes need, and touch its memory once."""
@@ -236,12 +216,10 @@ class Integrator:
 def prepare(dtypes: Iterable[DTypeLike]) -> None:
     """Compile, or load from disk, what images of these dtypes need, before there is a geometry."""
     binning = binning_of(np.arange(256).reshape(1, 256) // 64, 4)
-    norm, no_dark = np.ones(256, np.float32), np.empty(0, np.float32)
+    reduction = Reduction(binning, np.ones(256, np.float32), np.empty(0, np.float32))
     for dtype in dtypes:
-        pixels = np.zeros(256, dtype)
-        pixels.flags.writeable = False
-        sums = sums_of(pixels, binning, norm, no_dark, limits_of(pixels.dtype, None, None))
-        curve_of(sums.counts, sums.lost, sums.lost_norm, binning.per_bin(), binning.per_bin(norm), np.zeros(4))
+        image = np.zeros((1, 256), dtype)
+        reduction(image, _limits_array(image.dtype, None, None))
 
 
 def corrections_of(
@@ -315,17 +293,38 @@ def range_of(
 
 @functools.lru_cache(maxsize=16)
 def limits_of(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> Limits:
+    """What counts as a measurement; arguments as for `Integrator.integrate`."""
     scalar = dtype.type
     if dtype.kind == "f":
         top = float(np.finfo(dtype).max)
         hole = np.nan if nodata is None else nodata
         largest = min(saturation, top) if saturation and saturation > 0 else top
-        return Limits(scalar(-top), scalar(largest), scalar(top), scalar(hole), np.uint32(0))
+        return Limits(scalar(-top), scalar(largest), scalar(top), scalar(hole))
     info = np.iinfo(dtype)
     top = DECTRIS_BAD_PIXEL - 1 if dtype == np.uint32 else info.max
     hole = nodata if nodata is not None and info.min <= nodata <= info.max else (info.max if dtype.kind == "u" else -1)
     if hole == top:
         top -= 1
     largest = min(saturation, top) if saturation and saturation > 0 else top
-    sure = min(largest + 1, SURE, hole if hole >= 0 else SURE)
-    return Limits(scalar(0), scalar(largest), scalar(top), scalar(hole), np.uint32(sure))
+    return Limits(scalar(0), scalar(largest), scalar(top), scalar(hole))
+
+
+@functools.lru_cache(maxsize=16)
+def _limits_array(dtype: np.dtype[Any], nodata: int | None, saturation: int | None) -> NDArray[Any]:
+    return np.array(limits_of(dtype, nodata, saturation), dtype)
+
+
+class _Lent:
+    """Memory of a read-only array for code that only reads, but knows no read-only arrays."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.owner = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
+
+
+def _lent(image: NDArray[Any]) -> NDArray[Any]:
+    """The image as an array that is contiguous, aligned and writable: one type for compiled code. Memory that is
+    read-only because it came from a socket is not copied."""
+    image = np.require(image, requirements=("C", "A"))
+    return image if image.flags.writeable else np.asarray(_Lent(image))

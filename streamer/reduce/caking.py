@@ -37,7 +37,7 @@ class Caked:
     """What one image says as a function of q and χ.
 
     q: (q bins,) centres in `unit`.   chi: (χ bins,) centres in degrees.
-    intensity, sigma, counts, pixels: (χ bins, q bins), as in `azimuthal.PerBin`.   invalid, saturated: likewise.
+    intensity, sigma, counts, pixels: (χ bins, q bins), as in `kernel.PerBin`.   invalid, saturated: likewise.
     """
 
     q: NDArray[np.float64]

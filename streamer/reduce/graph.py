@@ -4,7 +4,7 @@
     slot    (batch,) int64                       which of them are reduced
     limits  (batch, 4) float64                   smallest, largest, top, hole of `kernel.Limits`
 
-What comes out means the same as `azimuthal.PerBin`, by the same formulae, in float64. Counts of integer images are
+What comes out means the same as `kernel.PerBin`, by the same formulae, in float64. Counts of integer images are
 exact.
 
 The layout. Pixels are gathered by bin, and each bin is filled up to whole *rows* of `width` pixels with places that
@@ -71,7 +71,7 @@ IN_FLOAT32 = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """The tensors with what `azimuthal.PerBin` says of every frame, float64.
+    """The tensors with what `kernel.PerBin` says of every frame, float64.
 
     invalid, saturated: (batch,), the others (batch, bins).
     """

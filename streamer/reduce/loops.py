@@ -2,7 +2,8 @@
 megabytes has passed through the caches.
 
 Everything is float64. Division by zero gives what IEEE 754 says. The loops run without the interpreter lock, but for
-`read_curve`: it takes some twenty microseconds, and to give the lock away and wait for it would take longer.
+`read_curve` and `learn_score`: they take ten or twenty microseconds, and to give the lock away and wait for it would
+take longer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["channel_rows", "compare_rows", "curve_of", "read_curve", "rebin_rows", "run_of_signs", "shape_of"]
+__all__ = ["channel_rows", "compare_rows", "learn_score", "read_curve", "rebin_rows", "run_of_signs", "shape_of"]
 
 Floats = NDArray[np.float64]
 
@@ -32,31 +33,6 @@ def _of_neighbours(weight: Floats, k: int, count: int) -> float:
     if k == count - 1:
         return before
     return (before + after) / 2
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def curve_of(
-    counts: NDArray[Any],
-    lost: NDArray[np.int64],
-    lost_norm: Floats,
-    sum_pixels: NDArray[np.int64],
-    sum_norm: Floats,
-    sum_dark: Floats,
-) -> tuple[Floats, Floats, NDArray[np.int64], Floats]:
-    """Intensity, its σ from counting, valid pixels and their norm: (bins,) each, by the formulae of `azimuthal`.
-
-    counts: (bins,). lost, lost_norm: (2, bins) of `kernel.Sums`. sum_…: (bins,) over all pixels in use.
-    """
-    bins = len(counts)
-    intensity, sigma, norm = np.empty(bins), np.empty(bins), np.empty(bins)
-    valid = np.empty(bins, np.int64)
-    for b in range(bins):
-        valid[b] = sum_pixels[b] - lost[0, b] - lost[1, b]
-        norm[b] = sum_norm[b] - lost_norm[0, b] if valid[b] > 0 else np.nan
-        total = np.float64(counts[b])
-        intensity[b] = (total - (sum_dark[b] - lost_norm[1, b])) / norm[b]
-        sigma[b] = np.sqrt(max(total, 1.0)) / norm[b]
-    return intensity, sigma, valid, norm
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -319,3 +295,33 @@ def run_of_signs(I: Floats, before: Floats) -> tuple[int, int]:
         run = run + 1 if sign == last else 1
         longest, bins, last = max(longest, run), bins + 1, sign
     return longest, bins
+
+
+@numba.njit(cache=True)
+def learn_score(
+    beginnings: NDArray[np.float64], kept: int, x: float, hazard: float, spread: float
+) -> tuple[int, float]:
+    """Let a score into every possible beginning and add one that begins with it; how many there are then, and the
+    probability that there was one.
+
+    beginnings: (longest + 1, 3), of which `kept` hold ln of the posterior odds "it began here" to "nothing has
+    changed", the sum of the scores since, and their number. The least likely one goes where there is no room for all.
+    """
+    beginnings[kept] = np.log(hazard), 0.0, 0.0
+    kept += 1
+    unchanged, prior = np.log1p(-hazard), spread**-2
+    odds, least = 0.0, 0
+    for k in range(kept):
+        so_far, total, count = beginnings[k]
+        variance = 1 / (count + prior)
+        width = 1 + variance
+        so_far += x**2 / 2 - unchanged - (x - total * variance) ** 2 / (2 * width) - np.log(width) / 2
+        beginnings[k] = so_far, total + x, count + 1
+        if so_far < beginnings[least, 0]:
+            least = k
+    if kept == len(beginnings):
+        kept -= 1
+        beginnings[least] = beginnings[kept]
+    for k in range(kept):
+        odds += np.exp(min(beginnings[k, 0], 700.0))
+    return kept, odds / (1 + odds)

@@ -25,6 +25,9 @@ MOST_QUADS = 0.18
 """Quads per used pixel beyond which adding the pixels one by one is as fast: then there are no tiles. A choice tile by
 tile is slower than either, as stretches of single rows are."""
 
+MOST_ROWS = 2**14
+"""Of an image: four sums of 16 bits from so many fit a uint32."""
+
 PLACES = 4
 """In a quad."""
 
@@ -44,34 +47,45 @@ def binning_of(bin_of: NDArray[Any], bins: int) -> Binning:
 def _tiles_of(bin_of: NDArray[Any], bins: int) -> tuple[Tiles, NDArray[np.bool_]]:
     """The tiles, none if they do not pay, and (rows, columns) which pixels are in one."""
     rows, columns = bin_of.shape
-    most = -(-rows // HEIGHT) * -(-columns // WIDTH)
-    outlines, back = np.zeros((most, 6), dtype=np.uintp), np.zeros((most, HEIGHT), dtype=np.uint16)
+    strips = -(-columns // WIDTH)
+    most = 2 * strips * -(-rows // HEIGHT) + 1
+    outlines, back = np.zeros((most, 8), dtype=np.uintp), np.zeros((most, HEIGHT), dtype=np.uint16)
     most_quads = int(MOST_QUADS * np.count_nonzero(bin_of != bins))
     room = most_quads + 2 * (HEIGHT + 1) * (WIDTH + MARGIN)
     quads, keys = np.zeros(room, dtype=np.uint64), np.empty(room, dtype=np.int64)
     in_tile = np.zeros(bin_of.shape, dtype=np.bool_)
     layout = HEIGHT, WIDTH, MARGIN
-    tile_count, quad_count = _cut(bin_of, bins, STEPS, layout, most_quads, outlines, back, quads, keys, in_tile)
+    tile_count = quad_count = 0
+    if columns >= WIDTH and rows <= MOST_ROWS:
+        tile_count, quad_count = _cut(bin_of, bins, STEPS, layout, most_quads, outlines, back, quads, keys, in_tile)
     found, kinds = np.unique(keys[:quad_count], return_inverse=True)
     crossings = np.stack(np.divmod(found, bins + 1), axis=1).astype(np.uint32)
     kinds = kinds.astype(np.uint16 if len(found) < 2**16 else np.uint32)
-    outlines = outlines[:tile_count].copy()
-    masks = _masks(bin_of != bins, outlines)
-    return Tiles(outlines, back[:tile_count].copy(), masks, quads[:quad_count].copy(), kinds, crossings), in_tile
+    outlines = outlines[: tile_count + 1].copy()
+    outlines[-1] = 0
+    outlines[-1, 2] = strips
+    gaps = _gaps(bin_of != bins, outlines)
+    return Tiles(outlines, back[: tile_count + 1].copy(), gaps, quads[:quad_count].copy(), kinds, crossings), in_tile
 
 
-def _masks(used: NDArray[np.bool_], outlines: NDArray[np.uintp]) -> NDArray[np.uint8]:
-    """What `Tiles.masks` is, with the numbers of the masks put in the outlines."""
-    masks = [np.ones((HEIGHT, WIDTH), dtype=np.uint8)]
+def _gaps(used: NDArray[np.bool_], outlines: NDArray[np.uintp]) -> NDArray[np.uint32]:
+    """What `Tiles.gaps` is, with the places of each tile's own put in the outlines."""
+    columns, found, count = used.shape[1], [], 0
     for outline in outlines:
-        first, rows, own = (int(number) for number in outline[:3])
-        top, left = divmod(first, used.shape[1])
-        mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-        mask[:rows, own:] = used[top : top + rows, left + own : left + WIDTH]
-        if not mask[:rows].all():
-            outline[5] = len(masks)
-            masks.append(mask)
-    return np.stack(masks)
+        first, rows, _, own = (int(number) for number in outline[:4])
+        if rows == 0:
+            continue
+        top, left = divmod(first, columns)
+        # With a used pixel at either side, runs of the others begin and end where this changes.
+        is_gap = np.zeros((rows, WIDTH + 2), dtype=np.int8)
+        is_gap[:, 1:-1] = ~used[top : top + rows, left : left + WIDTH]
+        is_gap[:, 1 : own + 1] = 1
+        change = np.diff(is_gap, axis=1)
+        (row, start), (_, stop) = np.nonzero(change == 1), np.nonzero(change == -1)
+        found.append(np.stack([first + row * columns + start, stop - start], axis=1).astype(np.uint32))
+        outline[6:] = count, count + len(row)
+        count += len(row)
+    return np.concatenate([np.empty((0, 2), dtype=np.uint32), *found])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -114,26 +128,34 @@ def _cut(
     keys: of every quad, bin left · (bins + 1) + bin entered.
     """
     (height, width, margin), (rows, columns) = layout, bin_of.shape
-    bands = (rows + height - 1) // height
+    bands, strips = (rows + height - 1) // height, (columns + width - 1) // width
     room = 2 * (height + 1) * (width + margin)
     crossings, places = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.uint64)
     tile_count = quad_count = 0
-    for band in range(bands if columns >= width else 0):
-        top, bottom = rows * band // bands, rows * (band + 1) // bands
-        for left in range(0, columns, width):
+    for band in range(bands):
+        top, bottom, below = rows * band // bands, rows * (band + 1) // bands, rows * (band + 2) // bands
+        for strip in range(strips):
             # The last tile of a band also reads pixels of the one before: all tiles are equally wide.
-            first = min(left, columns - width)
-            own = bin_of[top:bottom, left : first + width]
-            count = _cross(own, bins, steps, left - first, layout, back[tile_count], crossings, places)
+            left, first = strip * width, min(strip * width, columns - width)
+            own = bin_of[:, left : first + width]
+            if not np.any(own[top:bottom] != bins):
+                continue
+            if tile_count % 2 and outlines[tile_count - 1, 2] == strip:
+                outlines[tile_count, 2] = strips
+                tile_count += 1
+            is_last = bottom == rows or not np.any(own[bottom:below] != bins)
+            count = _cross(
+                own, bins, steps, top, bottom, is_last, left - first, layout, back[tile_count], crossings, places
+            )
             before = quad_count
             quad_count = _join(crossings[:count], places[:count], quad_count, quads, keys)
             if quad_count > most_quads:
                 in_tile[:] = False
                 return 0, 0
-            if quad_count > before:
-                outlines[tile_count, :5] = top * columns + first, bottom - top, left - first, before, quad_count
-                in_tile[top:bottom, left : first + width] = True
-                tile_count += 1
+            outline = top * columns + first, bottom - top, strip, left - first, before, quad_count
+            outlines[tile_count, :6] = outline
+            in_tile[top:bottom, left : first + width] = True
+            tile_count += 1
     return tile_count, quad_count
 
 
@@ -142,6 +164,9 @@ def _cross(
     own: NDArray[Any],
     bins: int,
     steps: NDArray[np.int64],
+    top: int,
+    bottom: int,
+    is_last: bool,
     offset: int,
     layout: tuple[int, int, int],
     back: NDArray[np.uint16],
@@ -150,22 +175,23 @@ def _cross(
 ) -> int:
     """Find the paths of a tile, fill where they leave which bin for which (see `_cut`), tell how often.
 
-    own: (rows, columns) bins of the tile's own pixels; offset: the column of the first one.
+    own: (rows, columns) bins of the tile's own columns; offset: the column of the first one. top, bottom: its rows.
+    is_last: whether paths end with it.
     """
     _, width, margin = layout
-    stride, (rows, columns) = width + margin, own.shape
+    stride, columns = width + margin, own.shape[1]
     count = 0
-    for row in range(rows + 1):
-        step = _best_step(own[row - 1], own[row], bins, steps) if 0 < row < rows else 0
-        if row < rows:
-            back[row] = stride + step
+    for row in range(top, bottom + is_last):
+        step = _best_step(own[row - 1], own[row], bins, steps) if 0 < row < bottom else 0
+        if row < bottom:
+            back[row - top] = stride + step
         for column in range(min(0, -step), columns + max(0, -step) if row > 0 else 0):
             after = column + step
             left = own[row - 1, column] if 0 <= column < columns else bins
-            entered = own[row, after] if row < rows and 0 <= after < columns else bins
+            entered = own[row, after] if row < bottom and 0 <= after < columns else bins
             if left != entered and 0 <= offset + column < width:
                 crossings[count] = left * (bins + 1) + entered
-                places[count] = row * stride + margin + offset + column
+                places[count] = (row - top) * stride + margin + offset + column
                 count += 1
     return count
 

@@ -10,25 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streamer.reduce.kernel import SURE, WIDTH, Binning, Limits, sums_of
-from streamer.reduce.paths import binning_of
+from streamer.reduce.kernel import SURE, WIDTH, Binning, Limits, PerBin, Reduction
+from streamer.reduce.paths import MOST_ROWS, binning_of
 
 NO_DARK = np.empty(0, np.float32)
 
 
-def added(
-    image: NDArray[Any], binning: Binning, *, largest: int | None = None, hole: int | None = None
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Sums and numbers of lost pixels per bin, for a norm of one."""
-    pixels = np.ascontiguousarray(image).reshape(-1)
-    pixels.flags.writeable = False
-    scalar, top = pixels.dtype.type, np.iinfo(pixels.dtype).max
-    usable = top if largest is None else largest
-    hole = top if hole is None else hole
-    limits = Limits(scalar(0), scalar(usable), scalar(top), scalar(hole), np.uint32(min(usable + 1, SURE, hole)))
-    sums = sums_of(pixels, binning, np.ones(len(pixels), np.float32), NO_DARK, limits)
-    np.testing.assert_array_equal(sums.lost_norm[0], sums.lost.sum(axis=0))
-    return sums.counts, sums.lost
+def added(image: NDArray[Any], binning: Binning, *, largest: int | None = None, hole: int | None = None) -> PerBin:
+    """Numbers per bin for a norm of one."""
+    scalar, top = image.dtype.type, np.iinfo(image.dtype).max
+    limits = Limits(
+        scalar(0), scalar(top if largest is None else largest), scalar(top), scalar(top if hole is None else hole)
+    )
+    found = Reduction(binning, np.ones(image.size, np.float32), NO_DARK)(image, np.array(limits, image.dtype))
+    assert found.total_counts == found.counts.sum()
+    assert found.total_pixels == found.pixels.sum()
+    seen = found.pixels > 0
+    np.testing.assert_array_equal(found.norm[seen], found.pixels[seen])
+    np.testing.assert_array_equal(found.intensity[seen], found.counts[seen] / found.pixels[seen])
+    np.testing.assert_array_equal(found.sigma[seen], np.sqrt(np.maximum(found.counts[seen], 1)) / found.pixels[seen])
+    assert np.isnan([found.norm[~seen], found.intensity[~seen], found.sigma[~seen]]).all()
+    return found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,11 +81,12 @@ def test_every_pixel_is_added_once(
     image = random.integers(0, min(brightest, np.iinfo(dtype).max - 1), shape, endpoint=True).astype(dtype)
     # What is not used may hold anything.
     image[bin_of == bins] = np.iinfo(dtype).max
-    counts, lost = added(image, binning_of(bin_of, bins))
+    found = added(image, binning_of(bin_of, bins))
     expected = np.zeros(bins + 1, dtype=np.int64)
     np.add.at(expected, bin_of, image.astype(np.int64))
-    np.testing.assert_array_equal(counts, expected[:bins])
-    assert lost.sum() == 0
+    np.testing.assert_array_equal(found.counts, expected[:bins])
+    np.testing.assert_array_equal(found.pixels, np.bincount(bin_of.ravel(), minlength=bins + 1)[:bins])
+    assert (found.invalid, found.saturated) == (0, 0)
 
 
 @given(seeds, shapes, widths, gaps, st.sampled_from([np.uint16, np.int32]), st.sampled_from([None, 0, 5, 1999]))
@@ -96,12 +99,12 @@ def test_what_is_no_measurement_is_left_out_and_counted(
     image = random.poisson(3, shape).astype(dtype)
     image[random.random(shape) < 0.001] = hole
     image[random.random(shape) < 0.001] = 2001
-    counts, lost = added(image, binning_of(bin_of, 50), largest=2000, hole=hole)
+    found = added(image, binning_of(bin_of, 50), largest=2000, hole=hole)
     used, is_hole, is_bright = bin_of < 50, image == hole, image > 2000
     usable = used & ~is_hole & ~is_bright
-    np.testing.assert_array_equal(counts, np.bincount(bin_of[usable], image[usable], minlength=50))
-    np.testing.assert_array_equal(lost[0], np.bincount(bin_of[used & is_hole], minlength=50))
-    np.testing.assert_array_equal(lost[1], np.bincount(bin_of[used & is_bright & ~is_hole], minlength=50))
+    np.testing.assert_array_equal(found.counts, np.bincount(bin_of[usable], image[usable], minlength=50))
+    np.testing.assert_array_equal(found.pixels, np.bincount(bin_of[usable], minlength=50))
+    assert (found.invalid, found.saturated) == ((used & is_hole).sum(), (used & is_bright & ~is_hole).sum())
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32])
@@ -109,5 +112,13 @@ def test_what_is_no_measurement_is_left_out_and_counted(
 def test_paths_as_bright_as_they_may_be_do_not_overflow(dtype: Any, brightest: int) -> None:
     brightest = min(brightest, np.iinfo(dtype).max - 1)
     image = np.full((200, 2 * WIDTH), brightest, dtype)
-    counts, _ = added(image, binning_of(np.zeros(image.shape, np.uint16), 1))
+    counts = added(image, binning_of(np.zeros(image.shape, np.uint16), 1)).counts
     assert counts.tolist() == [image.size * brightest]
+
+
+def test_the_highest_image_of_the_brightest_pixels_does_not_overflow() -> None:
+    image = np.full((MOST_ROWS, WIDTH), SURE - 2, np.uint16)
+    # Stripes, so that paths are left all the way down, and quads hold four of the highest sums.
+    bin_of = np.add.outer(np.arange(MOST_ROWS) // 64, np.arange(WIDTH) // 40) % 2
+    found = added(image, binning_of(bin_of, 2))
+    assert found.counts.tolist() == [int(n) * (SURE - 2) for n in np.bincount(bin_of.ravel())]

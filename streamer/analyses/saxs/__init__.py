@@ -23,7 +23,7 @@ What is published of a frame:
     unknown        −log10 p for a curve of anything known, in order or not: high where the class should not be believed
     low_q, mid_q, high_q, top_q   what is new in each quarter of ln q, standard scores with their sign
     cormap         −log10 P of the longest run of one sign between this frame and the one before
-    changed        probability that the score's mean is no longer that of frames in order (`sequential.ChangePoint`)
+    changed        probability that the score's mean is no longer that of frames in order (`reduce.changes`)
     detectability  D: √χ² that the likeliest defect explains
     exposure       how many times longer the exposure must be for D to reach 5, if what is seen is real; 1 where it has
 

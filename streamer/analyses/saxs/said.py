@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from streamer.records import Quantity
 from streamer.reduce.azimuthal import Profile, SigmaModel
+from streamer.reduce.changes import ChangePoint
 from streamer.reduce.conformal import Conformal
 from streamer.reduce.loops import run_of_signs
 from streamer.reduce.reading import Reading
-from streamer.sequential import ChangePoint, run_probability
+from streamer.sequential import run_probability
 
 __all__ = [
     "AGAINST",
@@ -73,7 +74,7 @@ _NOT_KNOWN = Quantity(math.nan)
 
 def of_profile(profile: Profile, sigma: SigmaModel) -> dict[str, Quantity]:
     """profile, total, invalid and saturated."""
-    counts, pixels = float(profile.counts.sum()), int(profile.pixels.sum())
+    counts, pixels = profile.total_counts, profile.total_pixels
     # Bins are independent, and σ · norm is the uncertainty of the counts in one.
     uncertainty = math.sqrt(max(counts, 1)) if sigma == "poisson" else _root_sum_square(profile.sigma * profile.norm)
     looked_at = max(pixels + profile.invalid + profile.saturated, 1)
