@@ -37,8 +37,8 @@ def template_fit(inputs: torch.Tensor) -> NDArray[np.int64]:
             weight = torch.pow(10.0, -x[:, 5:6]) * known
             flux, kappa = stability_factor(weight * torch.pow(10.0, x[:, 6:7]))
             scale = torch.sinh(x[:, 7:].sum(-1, keepdim=True) / x[:, 2:3].sum(-1, keepdim=True).clamp(min=1))
-            said = bank(torch.sinh(x[:, 3:4]) * known + scale * flux, weight, flux, kappa, torch.ones_like(kappa))
-            gain = torch.nn.functional.pad(said.t[:, 0].clamp(min=0) ** 2, (1, 0))
+            said = bank(torch.sinh(x[:, 3:4]) * known + scale * flux, weight, flux, kappa)
+            gain = said.t[:, 0].clamp(min=0) ** 2
             penalty = torch.tensor(parameters) * known.sum(-1).clamp(min=2).log()
             answers.append((gain - penalty).argmax(-1))
     found: NDArray[np.int64] = torch.cat(answers).numpy()

@@ -16,11 +16,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, nll_loss
 
 from models.saxs import pool
 from models.saxs.evidence import BANDS
-from models.saxs.network import CLASS_COUNT, KNOTS, Calibration, Exported, add, fuse, surprise
+from models.saxs.network import CLASS_COUNT, KNOTS, KNOWN, NORMAL, Calibration, Exported, add, fuse, surprise
 from models.saxs.pool import Shard
 
-NORMAL = [0, 1, 3]
-"""Density, residual and reference distance among the scores: what a normal frame is judged by."""
 RIDGE = 1e-2
 """Added to the embedding's covariances, relative to their mean diagonal: units that never light up have none."""
 
@@ -91,8 +89,9 @@ def table(scores: Tensor) -> Tensor:
 
 def known_tables(scores: Tensor) -> Tensor:
     """(4, 2, KNOTS): density, residual and strangeness of known curves, (n, ≥ 3), and their fusion."""
-    each = torch.stack([table(scores[:, k]) for k in range(3)])
-    return torch.cat((each, table(add(surprise(scores[:, :3], each)))[None]))
+    scores = scores[:, KNOWN]
+    each = torch.stack([table(column) for column in scores.T])
+    return torch.cat((each, table(add(surprise(scores, each)))[None]))
 
 
 def normal_table(score: Tensor) -> Tensor:

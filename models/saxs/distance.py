@@ -27,10 +27,7 @@ def distances(delta: Tensor, I: Tensor, variance: Tensor, bank: Bank) -> Tensor:
     a = delta * weight
     z = a - (1 - kappa) * (a * flux).sum(-1, keepdim=True) * flux
     with torch.no_grad():
-        said = [
-            bank(*rows, torch.ones_like(rows[-1]))
-            for rows in zip(*(x[:, None].split(256) for x in (z, weight, flux, kappa)), strict=True)
-        ]
+        said = [bank(*rows) for rows in zip(*(x[:, None].split(256) for x in (z, weight, flux, kappa)), strict=True)]
     return torch.cat([(one.residual**2).sum(-1).sqrt() for one in said])
 
 

@@ -30,7 +30,7 @@ from models import training
 from models.saxs import baseline, distance, export, faults, oracle, pool, real, sequence, train
 from models.saxs.defects import CLASSES
 from models.saxs.instruments import Instrument
-from models.saxs.network import CLASS_COUNT, Exported, add, surprise
+from models.saxs.network import CLASS_COUNT, KNOWN, Exported, add, surprise
 from models.saxs.samples import Spheroids
 from models.saxs.simulate import Curves, Mix, join, simulate
 from streamer.infer import Model, load_model
@@ -131,7 +131,7 @@ def left_out_scores(label: int, inputs: Tensor) -> Floats:
     rows = []
     for part in inputs.split(256):
         scores = head.parts(part)[2]
-        rows.append(add(beyond(scores[:, :3], head.known[:3])))
+        rows.append(add(beyond(scores[:, KNOWN], head.known[:3])))
     return torch.cat(rows).numpy()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.saxs.bank import DEFECTS, Bank, likeliest, stability_factor
+from models.saxs.defects import CLASSES
 from models.saxs.instruments import GRID
 
 WIDTHS = (1, 2, 4, 8, 16)
@@ -21,6 +22,8 @@ TOLERANCE = 0.02
 BANDS = 4
 SCORES = 2 + BANDS + 2
 FEATURES = 7 + 2 * DEFECTS + 2 * (len(WIDTHS) + 1) + 6
+HAS_REFERENCE = FEATURES - 1
+"""Which feature is 1 if a curve has a reference, and 0 otherwise."""
 
 
 class Evidence(nn.Module):
@@ -55,10 +58,11 @@ class Evidence(nn.Module):
         powers = (self.exponents @ x.clamp(min=-self.limits, max=self.limits)).exp()
         z, weight, u = ((self.combined @ powers) * known).split(1, 1)
         flux, kappa = stability_factor(u)
-        scale = torch.sinh(scale / measured) * has
+        scale = torch.sinh(scale / measured)
         # Along the sample's own curve there is what the fitted scale took out and what it left; κ of it can be seen.
-        left_along = (z * flux).sum(-1, keepdim=True)
-        said = self.bank(z + (scale - (1 - kappa) * left_along) * flux, weight, flux, kappa)
+        along = z * flux
+        left_along = along.sum(-1, keepdim=True)
+        said = self.bank(z + (scale - (1 - kappa) * left_along) * flux, weight, flux, kappa, known)
         noise = said.log_noise.exp()
         left, plain = likeliest(said.gain, said.residual), z / noise
         # The bank knows its curves to TOLERANCE: of a bright defect it leaves that much, and it is no news.
@@ -66,19 +70,19 @@ class Evidence(nn.Module):
         news = left / (1 + allowed)
         everywhere, bands = self._structure(torch.cat((plain, left, left, allowed, known), 1))
         highest = torch.cat((plain, left, news), 1).abs().amax(-1, keepdim=True)
-        shape = torch.cat((everywhere, highest), -1).flatten(1)[:, None]
+        shape = torch.cat((everywhere, highest), -1).view(-1, 1, 3 * (len(WIDTHS) + 1))
         # The scatter about the scale, with its weights or with equal ones, widens what counting leaves uncertain of it,
         # and not how far the flux may wander.
-        share = flux.square()
-        weighted = (share * (z / (1 - share).clamp(min=0.1)).square()).sum(-1, keepdim=True)
-        scattered = torch.maximum(weighted, z.square().sum(-1, keepdim=True) / count.clamp(min=1)).clamp(min=1)
-        excess = scale / (kappa.square() * (scattered - 1) + 1).sqrt()
+        weighted = along / (1 - flux.square()).clamp(min=0.1)
+        mean = z @ z.mT / count.clamp(min=1)
+        scattered = torch.relu(torch.maximum(weighted @ weighted.mT, mean) - 1)
+        excess = scale / (kappa.square() * scattered + 1).sqrt()
         sizes = torch.cat((shape, scale / noise, excess), -1)
-        terms = torch.maximum(sizes, self.least).square() / 2 - self.paid
-        distances = torch.cat((terms, said.evidence), -1).clamp(max=1e4) + self.pooled
+        terms = torch.cat((torch.maximum(sizes, self.least).square() / 2, said.evidence), -1)
+        distances = torch.minimum(terms, self.most) + self.pooled
         best = said.gain.amax(-1, keepdim=True)
         parts = (
-            torch.log_softmax(nn.functional.pad(said.evidence, (1, 0)), -1).clamp(min=-20),
+            torch.log_softmax(said.evidence, -1).clamp(min=-20),
             torch.asinh(said.t / 3),
             torch.log1p(best - said.gain),
             torch.asinh(sizes),
@@ -89,7 +93,7 @@ class Evidence(nn.Module):
             has,
             torch.logsumexp(distances, -1)[:, None],
             # A frame that scatters more than the noise found in its neighbours says by so much less.
-            bands / (plain.square().sum(-1, keepdim=True) / count.clamp(min=1)).clamp(min=1).sqrt(),
+            bands / (mean / noise.square()).clamp(min=1).sqrt(),
             excess,
             best.sqrt(),
         )
@@ -131,7 +135,8 @@ def _whitening() -> Constants:
 def _assembly() -> Constants:
     """From what was found to features and scores: (found, FEATURES + SCORES), each in its unit, or left out."""
     shape = len(WIDTHS) + 1
-    kept = [(1 + DEFECTS, 1 / 4), (DEFECTS, 1.0), (1, 0.0), (DEFECTS, 1 / 3), (2 * shape, 1 / 2), (shape, 0.0)]
+    kept = [(1 + DEFECTS, 1 / 4), (1, 0.0), (DEFECTS, 1.0), (1, 0.0), (DEFECTS, 1 / 3), (2 * shape, 1 / 2)]
+    kept += [(shape, 0.0)]
     kept += [(1, 1 / 2), (1, 0.0), (2, 1.0), (2, 1 / len(GRID)), (1 + SCORES, 1.0)]
     factors = torch.cat([torch.full((n,), factor) for n, factor in kept])
     yield "assembled", torch.diag(factors)[:, factors > 0]
@@ -139,15 +144,16 @@ def _assembly() -> Constants:
 
 def _pooling() -> Constants:
     """From sizes x, those of three shapes and the scale's two, to ½ x²: only what is more than expected counts (least),
-    and the peak pays for the points it was chosen from (paid). Then the means that are pooled: (2, all)."""
+    and the peak pays for the points it was chosen from, whatever is the most that counts. Then the means that are
+    pooled: (2, all), all being the sizes and the evidence of every class; that of a normal curve is in none."""
     shape = len(WIDTHS) + 1
-    place = torch.arange(3 * shape + 2 + DEFECTS)
+    place = torch.arange(3 * shape + 2 + len(CLASSES))
     is_third = place.div(shape, rounding_mode="floor") == 2
-    is_first = (place < shape) | (place > 3 * shape)
-    paid = torch.zeros(3 * shape + 2)
+    is_first = (place < shape) | (place == 3 * shape + 1) | (place > 3 * shape + 2)
+    paid = torch.zeros(len(place))
     paid[shape - 1 : 3 * shape : shape] = math.log(len(GRID))
     members = torch.stack((is_third, is_first)).float()
     yield "least", torch.cat((torch.zeros(3 * shape), torch.full((2,), -torch.inf)))
-    yield "paid", paid
-    yield "pooled", (members - 1) * 1e9 - members.sum(-1, keepdim=True).log()
+    yield "most", 1e4 + paid
+    yield "pooled", (members - 1) * 1e9 - members.sum(-1, keepdim=True).log() - paid
     yield "third", torch.tensor([0.0, 0.0, 1.0])[:, None]

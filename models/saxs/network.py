@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from models.saxs import faults
 from models.saxs.bank import Bank, Templates
 from models.saxs.defects import CLASSES
-from models.saxs.evidence import BANDS, FEATURES, SCORES, Evidence
+from models.saxs.evidence import BANDS, FEATURES, HAS_REFERENCE, SCORES, Evidence
 from streamer.reduce.reference import CHANNELS
 
 CLASS_COUNT, FAULT_COUNT = len(CLASSES), len(faults.NAMES)
@@ -25,6 +25,9 @@ LOGITS = CLASS_COUNT + FAULT_COUNT + 1
 """Classes, faults, and whether the curve is of no known class."""
 PARTS = (CLASS_COUNT, FAULT_COUNT, 1)
 """Of the logits."""
+NORMAL, KNOWN = (0, 2, 3), (0, 2, 1)
+"""Among the scores, what a normal frame is judged by, density, residual and reference distance; and what anything known
+is: density, residual and strangeness."""
 SEEN = len(CHANNELS) + 1
 """Rows the convolutions see: those of the curve, and what the bank leaves of it."""
 
@@ -83,6 +86,9 @@ class Widths:
 FAST = Widths()
 FAITHFUL = Widths(convolutions=(16, 32, 32), embedding=48, hidden=32)
 KERNELS, POOLS = (9, 5, 5), (4, 4, 2)
+CHANNELS_AT_ONCE = 16
+"""How many channels ONNX Runtime's fastest convolutions take at a time, and of images only: a curve is one of a single
+row. With fewer, the fast graph takes 4 µs longer for one curve, and 6 µs for each of sixteen."""
 
 
 class Network(nn.Module):
@@ -174,36 +180,43 @@ def identity(embedding: int) -> Calibration:
 
 def surprise(score: Tensor, table: Tensor) -> Tensor:
     """−log10 p of scores (b, n): piecewise linear between the knots of their tables (n, 2, KNOTS), flat outside."""
-    return Tables(table)(score[..., None])
+    return Tables(table)(score)
 
 
 class Tables(nn.Module):
-    """`surprise` by the same tables (n, 2, KNOTS) every time."""
+    """`surprise` by the same tables (n, 2, KNOTS) every time: how far a score is from one knot to the next is linear in
+    it, between 0 and 1, and the answer is linear in that.
 
-    def __init__(self, table: Tensor) -> None:
+    asked: (n, m) which of m scores is looked up in each table; None, each its own. sums: (k, n) which sums of the
+    tables' answers are wanted; None, each by itself.
+    """
+
+    def __init__(self, table: Tensor, asked: Tensor | None = None, sums: Tensor | None = None) -> None:
         super().__init__()
         x, y = table[:, 0], table[:, 1]
-        self.register_buffer("knots", x[:, :-1])
-        self.register_buffer("steps", x.diff().clamp(min=1e-9))
-        self.register_buffer("rises", torch.block_diag(*y.diff()))
-        self.register_buffer("least", y[:, 0])
+        asked, sums = (torch.eye(len(table)) if given is None else given for given in (asked, sums))
+        steps = x.diff().clamp(min=1e-9)
+        self.register_buffer("slopes", (asked[:, None] / steps[..., None]).flatten(0, 1))
+        self.register_buffer("starts", -(x[:, :-1] / steps).flatten())
+        self.register_buffer("rises", sums @ torch.block_diag(*y.diff()))
+        self.register_buffer("least", sums @ y[:, 0])
 
     def forward(self, score: Tensor) -> Tensor:
-        """(b, n, 1) → (b, n)."""
-        done = ((score - self.knots) / self.steps).clamp(0, 1)
-        return nn.functional.linear(done.flatten(1), self.rises, self.least)
+        """(b, m) → (b, k)."""
+        done = nn.functional.linear(score, self.slopes, self.starts).clamp(0, 1)
+        return nn.functional.linear(done, self.rises, self.least)
 
 
-def fuse(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+def fuse(parts: Tensor) -> Tensor:
     """One surprise of several, (…, n) → (…): Cauchy combination of p-values (Liu and Xie, JASA 115 (2020) 393), which
     needs no independence. For small p, tan(π(½ − p)) = 1/(π p), so that it is the mean of the 1/p: for what any one
     score alone may find. What all of them see a little of is found by Fisher's sum, `add`."""
-    return torch.logsumexp(parts * math.log(10), -1, keepdim) / math.log(10) - math.log10(parts.shape[-1])
+    return torch.logsumexp(parts * math.log(10), -1) / math.log(10) - math.log10(parts.shape[-1])
 
 
-def add(parts: Tensor, *, keepdim: bool = False) -> Tensor:
+def add(parts: Tensor) -> Tensor:
     """Fisher's combination, Σ −log10 p, (…, n) → (…). The scores depend on each other: only its table makes it a p."""
-    return parts.sum(-1, keepdim)
+    return parts.sum(-1)
 
 
 class Exported(nn.Module):
@@ -243,13 +256,22 @@ class Exported(nn.Module):
         super().__init__()
         g = Generator().manual_seed(seed)
         self.evidence, self.network, self.draws = Evidence(Bank(templates)), network.eval(), draws
-        layers = (*network.convolutions, network.embed) if network.is_faithful else ()
-        self.trunk_draws = len(layers) > 0
-        for k, layer in enumerate(layers):
+        self.trunk_draws = network.is_faithful
+        for k, layer in enumerate((*network.convolutions, network.embed) if self.trunk_draws else ()):
             drawn = layer.draws(draws, g)
             self.register_buffer(f"trunk_{k}", drawn.flatten(0, 1) if layer.kernel else drawn)
+        blank = 0
+        for k, layer in enumerate(() if self.trunk_draws else network.convolutions):
+            before, blank = blank, -len(layer.bias) % CHANNELS_AT_ONCE
+            weight = nn.functional.pad(layer.mean.detach(), (0, 0, 0, before, 0, blank))
+            self.register_buffer(f"trunk_{k}", weight[:, :, None].contiguous())
+            self.register_buffer(f"bias_{k}", nn.functional.pad(layer.bias.detach(), (0, blank)))
         for name in ("hidden", "output"):
             self.register_buffer(name, getattr(network, name).draws(draws, g).transpose(1, 2).contiguous())
+        if not self.trunk_draws:
+            # All draws see the same embedding: one product for all of them.
+            self.hidden = self.hidden.transpose(0, 1).flatten(1).contiguous()
+        self.register_buffer("hidden_bias", network.hidden.bias.detach().repeat(1 if self.trunk_draws else draws))
         # What physics adds to the logits is linear in the features.
         blank, every = torch.zeros(FEATURES, LOGITS), torch.eye(FEATURES)
         with torch.no_grad():
@@ -265,16 +287,29 @@ class Exported(nn.Module):
         self.register_buffer("whitening", factors.flatten(0, 1))
         self.register_buffer("centres", -(factors @ calibration.means[..., None]).flatten())
         self.register_buffer("log_weights", calibration.log_weights)
+        self.register_buffer("squares", -torch.eye(len(factors)).repeat_interleave(factors.shape[1], 1))
         for name in ("normal", "alone", "known", "bands"):
             self.register_buffer(name, getattr(calibration, name))
-        self.each = Tables(torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands)))
-        self.together = Tables(torch.stack((self.normal[3], self.known[3])))
+        # Asked are density, residual and reference distance of normal frames; density of those without a reference;
+        # what is known; bands and scale. `fuse` is done in natural logarithms, and `add` by the tables.
+        tables = torch.cat((self.normal[:3], self.alone[None], self.known[:3], self.bands))
+        asked = torch.tensor((*NORMAL, 0, *KNOWN, *range(4, 5 + BANDS)))
+        sums = torch.block_diag(math.log(10) * torch.eye(3), torch.eye(1), torch.ones(1, 3), torch.eye(BANDS + 1))
+        self.each = Tables(tables, nn.functional.one_hot(asked, 2 + SCORES).float(), sums)
+        fused, added = self.normal[3], self.known[3]
+        fused = torch.stack(((fused[0] + math.log10(3)) * math.log(10), fused[1]))
+        self.together = Tables(torch.stack((fused, added)))
 
     def embeddings(self, x: Tensor, features: Tensor) -> Tensor:
         """(draws, b, e), or (b, e) where the trunk has no posterior."""
         network = self.network
         if not self.trunk_draws:
-            return network.embedding(x, features)
+            x = x[:, :, None]
+            for k, (kernel, pool) in enumerate(zip(KERNELS, POOLS, strict=True)):
+                weight, bias = getattr(self, f"trunk_{k}"), getattr(self, f"bias_{k}")
+                x = torch.relu(nn.functional.conv2d(x, weight, bias, padding=(0, kernel // 2)))
+                x = nn.functional.max_pool2d(x, (1, pool))
+            return torch.relu(network.embed(torch.cat((x.flatten(1), features), -1)))
         n = self.draws
         for k, (convolution, pool) in enumerate(zip(network.convolutions, POOLS, strict=True)):
             weight = getattr(self, f"trunk_{k}")
@@ -289,18 +324,20 @@ class Exported(nn.Module):
 
     def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """(draws, b, LOGITS)."""
-        hidden = torch.relu(embeddings @ self.hidden + self.network.hidden.bias)
+        hidden = torch.relu(embeddings @ self.hidden + self.hidden_bias)
+        if not self.trunk_draws:
+            hidden = hidden.unflatten(-1, (self.draws, -1)).transpose(0, 1)
         return hidden @ self.output + nn.functional.linear(features, self.physics, self.offset)
 
     def density(self, embedding: Tensor) -> Tensor:
         """−ln of the Gaussians' density at an embedding, per dimension, (b, 1)."""
-        e = embedding.shape[-1]
-        whitened = nn.functional.linear(embedding, self.whitening, self.centres).view(-1, len(self.log_weights), e)
-        return torch.logsumexp(self.log_weights - whitened.square().sum(-1), -1, keepdim=True) / -e
+        whitened = nn.functional.linear(embedding, self.whitening, self.centres)
+        exponents = nn.functional.linear(whitened.square(), self.squares, self.log_weights)
+        return torch.logsumexp(exponents, -1, keepdim=True) / -embedding.shape[-1]
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 2 + SCORES): density, residual, strangeness, and what
-        else physics says (`Evidence`)."""
+        """Logits (draws, b, LOGITS), embedding (b, e), scores (b, 2 + SCORES): density, strangeness, and what physics
+        says (`Evidence`)."""
         features, left, scores = self.evidence(x)
         return self.judge(torch.cat((x, left), 1), features, scores)
 
@@ -310,27 +347,21 @@ class Exported(nn.Module):
         embedding = embeddings.mean(0) if self.trunk_draws else embeddings
         logits = self.logits(embeddings, features)
         strangeness = logits.split(PARTS, -1)[2].mean(0)
-        residual, others = scores.split((1, SCORES - 1), -1)
-        return logits, embedding, torch.cat((self.density(embedding), residual, strangeness, others), -1)
+        return logits, embedding, torch.cat((self.density(embedding), strangeness, scores), -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        logits, embedding, scores = self.parts(x)
+        features, left, scores = self.evidence(x)
+        logits, embedding, scores = self.judge(torch.cat((x, left), 1), features, scores)
         classes, faulty, _ = logits.split(PARTS, -1)
         p, f = torch.softmax(classes / self.temperature[0], -1), torch.sigmoid(faulty / self.temperature[1])
-        any_of_it = 1 - half_normal(p[..., :1]) * (1 - f).prod(-1, keepdim=True)
+        any_of_it = 1 - half_normal(p[..., :1], (1 - f).prod(-1, keepdim=True))
         drawn = torch.cat((p, f, any_of_it), -1)
         mean = drawn.mean(0)
-        spread = (drawn - mean).square().mean(0).sqrt()
+        spread = torch.linalg.vector_norm(drawn - mean, dim=0) / math.sqrt(self.draws)
         (classes, faulty, anomaly), sigmas = mean.split(PARTS, -1), spread.split(PARTS, -1)
-        total, aleatoric = _entropy(classes), _entropy(p).mean(0)
-        # One table each for: density, residual, reference distance of normal frames; density of those without a
-        # reference; density, residual, strangeness of what is known; bands and scale.
-        asked = scores.index_select(-1, torch.tensor([0, 1, 3, 0, 0, 1, 2]))
-        _, news, D = scores.split((4, BANDS + 1, 1), -1)
-        said = self.each(torch.cat((asked, news), -1)[..., None])
-        normal, _, known, bands = said.split((3, 1, 3, BANDS + 1), -1)
-        both = torch.cat((fuse(normal, keepdim=True), add(known, keepdim=True)), -1)
-        together = self.together(both[..., None])
+        total, aleatoric = -_logarithm(classes).sum(-1), _logarithm(p).sum((0, 2)) / -self.draws
+        normal, alone, known, bands = self.each(scores).split((3, 1, 1, BANDS + 1), -1)
+        together = self.together(torch.cat((torch.logsumexp(normal, -1, keepdim=True), known), -1))
         return (
             classes,
             sigmas[0],
@@ -341,20 +372,22 @@ class Exported(nn.Module):
             total,
             aleatoric,
             (total - aleatoric).clamp(min=0),
-            asked[:, :3],
+            scores.index_select(-1, torch.tensor(NORMAL)),
             bands,
-            D[:, 0],
-            torch.where(x[:, 4].amax(-1) > 0, together[:, 0], said[:, 3]),
+            scores[:, -1],
+            torch.where(features[:, HAS_REFERENCE] > 0, together[:, 0], alone[:, 0]),
             together[:, 1],
             embedding,
         )
 
 
-def half_normal(p: Tensor) -> Tensor:
-    """Probability of the normal class where half of the samples are normal: training draws all classes alike."""
-    others = CLASS_COUNT - 1
-    return p / (p * (1 - 1 / others) + 1 / others)
+def half_normal(p: Tensor, others: Tensor) -> Tensor:
+    """Probability of the normal class where half of the samples are normal, times others: training draws all classes
+    alike."""
+    share = torch.tensor(1 / (CLASS_COUNT - 1))
+    return others / (1 - share + share / p)
 
 
-def _entropy(p: Tensor) -> Tensor:
-    return -(p * p.clamp(min=1e-12).log()).sum(-1)
+def _logarithm(p: Tensor) -> Tensor:
+    """Summed over what p is the probability of, less the entropy."""
+    return p * p.clamp(min=1e-12).log()

@@ -33,7 +33,7 @@ from models.saxs import (  # noqa: E402
     train,
 )
 from models.saxs.instruments import GRID, Instrument  # noqa: E402
-from models.saxs.network import Exported, Network  # noqa: E402
+from models.saxs.network import Exported, Network, Tables  # noqa: E402
 from models.saxs.samples import Q, Spheroids  # noqa: E402
 from models.saxs.simulate import STRANGE, Mix, Scene, detectability, simulate  # noqa: E402
 
@@ -291,7 +291,7 @@ def test_the_bank_finds_what_the_formulas_of_one_class_after_the_other_say(spher
     flux, kappa = bank.stability_factor(weight * 10 ** x[:, 6:7])
     z = torch.sinh(x[:, 3:4]) * x[:, 4:5]
     templates = bank.Templates.make(bank.typical()).without(4)
-    found = bank.Bank(templates).double()(z, weight, flux, kappa, torch.ones_like(kappa))
+    found = bank.Bank(templates).double()(z, weight, flux, kappa)
 
     def projected(a: Any) -> Any:
         return a - (1 - kappa) * (a * flux).sum(-1, keepdim=True) * flux
@@ -301,7 +301,7 @@ def test_the_bank_finds_what_the_formulas_of_one_class_after_the_other_say(spher
         a = projected(weight * templates.curves[rows].double())
         t = (a * z).sum(-1) / a.norm(dim=-1)
         best, top = t.max(-1)
-        torch.testing.assert_close(found.t[:, 0, c - 1], best, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.t[:, 0, c], best, rtol=1e-4, atol=1e-4)
         tangents = templates.tangents[rows].half().double()
         A = projected(weight * torch.cat((templates.curves[rows][top][:, None], tangents[top]), 1))
         length = A.norm(dim=-1, keepdim=True).clamp(min=1e-10)
@@ -314,8 +314,10 @@ def test_the_bank_finds_what_the_formulas_of_one_class_after_the_other_say(spher
         gain = (z.square().sum((1, 2)) - left.square().sum((1, 2))).clamp(min=0)
         evidence = torch.logsumexp(bank.log_marginal(t) + templates.log_prior[rows], -1)
         evidence = (evidence + (gain - best.clamp(min=0) ** 2).clamp(min=0) / 2).clamp(min=-20)
-        torch.testing.assert_close(found.evidence[:, 0, c - 1], evidence, rtol=1e-3, atol=1e-3)
-    assert bool((found.evidence[..., 3] == -20).all())
+        torch.testing.assert_close(found.evidence[:, 0, c], evidence, rtol=1e-3, atol=1e-3)
+    assert bool((found.evidence[..., 4] == -20).all())
+    torch.testing.assert_close(found.evidence[..., 0], torch.zeros_like(found.evidence[..., 0]))
+    torch.testing.assert_close(found.residual[:, 0], z[:, 0])
 
 
 @pytest.mark.parametrize("t", [-4.0, -1.0, 0.0, 1.0, 3.0, 8.0])
@@ -414,6 +416,24 @@ def test_the_draws_of_the_faithful_network_are_whole_networks(spheroids: Spheroi
                 network.embed.apply(torch.cat((one.flatten(1), features), -1), whole.trunk_3[k], network.embed.bias)
             )
             torch.testing.assert_close(together[k], one, rtol=1e-4, atol=1e-4)
+
+
+def test_the_graph_of_the_fast_network_embeds_as_the_network_does(spheroids: Spheroids) -> None:
+    network = Network().eval()
+    whole = Exported(network, bank.Templates.make(bank.typical()), draws=3, seed=1).eval()
+    x = simulate(8, spheroids, generator(9)).inputs
+    with torch.no_grad():
+        features, left, _ = whole.evidence(x)
+        seen = torch.cat((x, left), 1)
+        torch.testing.assert_close(whole.embeddings(seen, features), network.embedding(seen, features))
+
+
+def test_tables_look_up_what_is_asked_and_add_what_belongs_together() -> None:
+    x = torch.linspace(0, 1, 24)
+    each = torch.stack((torch.stack((x, 3 * x)), torch.stack((x, 5 * x))))
+    tables = Tables(each, asked=torch.tensor([[0.0, 1.0], [1.0, 0.0]]), sums=torch.tensor([[2.0, 1.0]]))
+    found = tables(torch.tensor([[0.4, 0.2], [-1.0, 7.0]]))
+    torch.testing.assert_close(found, torch.tensor([[2 * 0.6 + 2.0], [2 * 3.0 + 0.0]]))
 
 
 def test_a_card_survives_being_written_and_read(tmp_path: Path) -> None:
