@@ -11,10 +11,10 @@ Both algorithms frame their blocks as the HDF5 filters of the same name do (numb
     lz4     a block whose compressed length equals its decompressed length is stored as it is.
 
 Bitshuffle keeps bit b of byte k of all elements together: a block of 8·m elements becomes the rows (k, b) of m bytes,
-in which bit i of byte g belongs to element 8·g + i. It is undone where the block lies in the first-level cache: three
-exchanges of bits between rows turn "bit b of element i" into "bit i of element b" for all m groups at once (the 8 × 8
-bit transpose of Warren, Hacker's Delight, section 7-3, done across rows so that every step is a plain vector
-instruction), and one pass puts the bytes of each element side by side.
+in which bit i of byte g belongs to element 8·g + i. It is undone where the block lies in the first-level cache, 32
+groups at a time, in vector instructions (`_unshuffle_tile_code`): by the one that multiplies matrices of 8 × 8 bits
+where there is one, else by three exchanges of bits between rows, the 8 × 8 bit transpose of Warren, Hacker's Delight,
+section 7-3. What numba makes of plain loops over the rows takes twice as long.
 
 LZ4 itself is the C library inside the `lz4` wheel, called from compiled code through its exported symbols. Where a
 platform does not export them, each block takes the way through Python: the same bytes, slower.
@@ -35,7 +35,11 @@ import llvmlite.binding
 import lz4.block
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 from streamer.records import BadFrame, BadInput, Buffer
@@ -50,6 +54,10 @@ compiled loops over it are unrolled and the loops around them become vector inst
 DEFAULT_BLOCK = 8192
 """Bytes per block: what DECTRIS detectors and the HDF5 bitshuffle filter use. Two such blocks fit a first-level cache
 of 32 kB; a stream without a header has no other way to say its block size."""
+
+TILE, LANE = 32, 16
+"""Groups of eight elements that are unshuffled together: bytes in a vector, and in the parts of it within which
+processors put bytes side by side."""
 
 LARGEST_BLOCK = 0x7E000000
 """LZ4_MAX_INPUT_SIZE of lz4.h: larger blocks cannot be expressed in its C interface."""
@@ -281,18 +289,108 @@ def _transpose_bits(rows: Bytes) -> None:
         _exchange(rows[b], rows[b + 4], np.uint8(4), np.uint8(0x0F))
 
 
+def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups: Any, first: Any) -> Any:
+    """Undo bitshuffle for the TILE groups of eight elements that begin with group `first` of a block of `groups`.
+
+    A row of a tile is a vector. The rows of a byte are put side by side, so that the eight bytes of a group lie
+    together; where the processor can (GFNI), the 8 × 8 bits in them are transposed then by one instruction, elsewhere
+    bits were exchanged between the rows before. Then the bytes of every element are put side by side in the same way.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target = (
+            builder.bitcast(make_array(kind)(context, builder, array).data, ir.IntType(8).as_pointer())  # type: ignore[no-untyped-call]
+            for kind, array in zip(signature.args[:2], arguments[:2], strict=True)
+        )
+        groups, first = arguments[2:]
+        planes, size, octets = signature.args[1].dtype.bitwidth // 8, first.type, ir.VectorType(ir.IntType(8), TILE)
+        features = context.codegen().magic_tuple()[2]
+        has_gfni = "+gfni" in features and "+avx2" in features
+
+        def row(plane: int, bit: int) -> Any:
+            at = builder.add(first, builder.mul(groups, size(8 * plane + bit)))
+            return builder.load(builder.bitcast(builder.gep(source, [at]), octets.as_pointer()), align=1)
+
+        def exchange(rows: list[Any], distance: int, pattern: int) -> None:
+            """Swap the bits `pattern << distance` of a row with the bits `pattern` of the one `distance` below."""
+            shift, mask = octets([distance] * TILE), octets([pattern] * TILE)
+            for upper in (b for b in range(8) if not b & distance):
+                lower = upper + distance
+                differ = builder.and_(builder.xor(builder.lshr(rows[upper], shift), rows[lower]), mask)
+                rows[lower] = builder.xor(rows[lower], differ)
+                rows[upper] = builder.xor(rows[upper], builder.shl(differ, shift))
+
+        def side_by_side(one: Any, other: Any, width: int) -> list[Any]:
+            """Numbers of `width` bytes of both in turn: the first half of every LANE, and the second."""
+            kind, count, lane = ir.VectorType(ir.IntType(8 * width), TILE // width), TILE // width, LANE // width
+            one, other = builder.bitcast(one, kind), builder.bitcast(other, kind)
+            both = []
+            for half in (0, lane // 2):
+                places = [
+                    side + at + half + i
+                    for at in range(0, count, lane)
+                    for i in range(lane // 2)
+                    for side in (0, count)
+                ]
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), count), places)
+                both.append(builder.bitcast(builder.shuffle_vector(one, other, mask), octets))
+            return both
+
+        def joined(columns: list[list[Any]]) -> list[Any]:
+            """Columns of bytes, each a list of vectors, as one of numbers that have a byte of each."""
+            width = 1
+            while len(columns) > 1:
+                pairs = zip(columns[::2], columns[1::2], strict=True)
+                columns = [
+                    [both for pair in zip(*two, strict=True) for both in side_by_side(*pair, width)] for two in pairs
+                ]
+                width *= 2
+            return columns[0]
+
+        def transposed(plane: int) -> list[Any]:
+            rows = [row(plane, bit) for bit in range(8)]
+            if not has_gfni:
+                for distance, pattern in ((1, 0x55), (2, 0x33), (4, 0x0F)):
+                    exchange(rows, distance, pattern)
+                return joined([[one] for one in rows])
+            kind = ir.FunctionType(octets, [octets, octets, ir.IntType(8)])
+            name = f"llvm.x86.vgf2p8affineqb.{8 * TILE}"
+            multiply = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+            unit = octets([1 << i for i in range(8)] * (TILE // 8))
+            # The instruction counts the rows of a matrix from the last.
+            matrices = joined([[one] for one in reversed(rows)])
+            return [builder.call(multiply, [unit, matrix, ir.IntType(8)(0)]) for matrix in matrices]
+
+        for n, vector in enumerate(joined([transposed(plane) for plane in range(planes)])):
+            for at in range(0, TILE, LANE):
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), LANE), list(range(at, at + LANE)))
+                part = builder.shuffle_vector(vector, vector, mask)
+                place = builder.add(builder.mul(builder.add(first, size(at)), size(8 * planes)), size(LANE * n))
+                place = builder.bitcast(builder.gep(target, [place]), part.type.as_pointer())
+                builder.store(part, place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(block, elements, types.uintp, types.uintp), generate
+
+
+_unshuffle_tile: Any = intrinsic(_unshuffle_tile_code)
+
+
 @_compiled
 def _unshuffle(block: Bytes, elements: NDArray[Any], planes: Planes) -> None:
-    """Undo bitshuffle, destroying `block`.  block: (8·m·itemsize,) bytes; elements: (8·m,) unsigned."""
+    """Undo bitshuffle.  block: (8·m·itemsize,) bytes; elements: (8·m,) unsigned."""
     cast_to = elements.dtype.type
-    rows = block.reshape(len(planes), 8, elements.size // 8)
-    for k in range(len(planes)):
-        _transpose_bits(rows[k])
-    for g in range(rows.shape[2]):
+    groups = elements.size // 8
+    in_tiles = groups // TILE * TILE
+    for g in range(0, in_tiles, TILE):
+        _unshuffle_tile(block, elements, np.uintp(groups), np.uintp(g))
+    rows = block.reshape(len(planes), 8, groups)
+    for g in range(in_tiles, groups):
         for i in range(8):
             element = cast_to(0)
             for k in range(len(planes)):
-                element |= cast_to(cast_to(rows[k, i, g]) << cast_to(8 * k))
+                for b in range(8):
+                    element |= cast_to(cast_to((rows[k, b, g] >> np.uint8(i)) & np.uint8(1)) << cast_to(8 * k + b))
             elements[8 * g + i] = element
 
 

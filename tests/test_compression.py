@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,30 @@ def test_data_without_header_and_cut_short_are_refused(way: str, algorithm: str)
 def test_any_buffer_is_read_where_it_lies(way: str, buffer: Any) -> None:
     elements = counts(5000, np.dtype(np.uint16))
     assert np.array_equal(decompressed("bslz4", buffer(compress("bslz4", 2, elements)), elements), elements)
+
+
+def test_a_processor_without_vector_instructions_reads_the_same(tmp_path: Path) -> None:
+    """Compiled for the plainest processor there is, in a process and a cache of its own."""
+    images = {f"uint{8 * size}": (np.arange(5001) ** 3).astype(f"u{size}") for size in (1, 2, 4, 8)}
+    np.savez(tmp_path / "images.npz", **images)
+    for name, image in images.items():
+        (tmp_path / name).write_bytes(compress("bslz4", image.itemsize, image))
+    script = """if True:
+        import sys
+        import numpy as np
+        from pathlib import Path
+        from streamer.compression import decompress
+        folder = Path(sys.argv[1])
+        for name, image in np.load(folder / "images.npz").items():
+            out = np.empty(image.nbytes, np.uint8)
+            decompress("bslz4", image.itemsize, (folder / name).read_bytes(), out)
+            print(name, np.array_equal(out.view(image.dtype), image))
+    """
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], env=os.environ | plain, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == [word for name in images for word in (name, "True")]
 
 
 def test_scratch_gives_each_channel_its_own_buffer_and_every_message_the_same_ones() -> None:
