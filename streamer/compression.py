@@ -55,6 +55,9 @@ DEFAULT_BLOCK = 8192
 """Bytes per block: what DECTRIS detectors and the HDF5 bitshuffle filter use. Two such blocks fit a first-level cache
 of 32 kB; a stream without a header has no other way to say its block size."""
 
+CACHE_LINE = 64
+"""Bytes."""
+
 TILE, LANE = 32, 16
 """Groups of eight elements that are unshuffled together: bytes in a vector, and in the parts of it within which
 processors put bytes side by side."""
@@ -407,6 +410,24 @@ def _shuffle(elements: NDArray[Any], block: Bytes, planes: Planes) -> None:
         _transpose_bits(rows[k])
 
 
+def _expect_code(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of array[index], to be written, and do not wait. The index may lie behind the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data  # type: ignore[no-untyped-call]
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (address.type,), kind)
+        builder.call(prefetch, [address, flag(1), flag(2), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+_expect: Any = intrinsic(_expect_code)
+
+
 @_compiled
 def _native_decompress(source: Bytes, at: int, block: int, elements: NDArray[Any], planes: Planes) -> int:
     """Walk over the blocks of `source` from byte `at` and fill `elements`; how it ended."""
@@ -432,6 +453,9 @@ def _native_decompress(source: Bytes, at: int, block: int, elements: NDArray[Any
             return _TRUNCATED
         if packed > LARGEST_BLOCK:
             return _DAMAGED
+        # Where the next block goes is fetched meanwhile: the buffer has left the caches since the last image.
+        for line in range(done + length, done + 2 * length, CACHE_LINE):
+            _expect(out, np.uintp(line))
         target = workspace[:length] if len(planes) else out[done : done + length]
         if packed == length and not len(planes):
             target[:] = source[at : at + packed]
