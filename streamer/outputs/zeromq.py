@@ -162,7 +162,7 @@ class Zeromq(Output):
         if self._socket is None:
             return
         for _ in range(self.high_water_mark):
-            if not self._socket.poll(0):
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             said = self._socket.recv()
             if said[:1] == b"\x01":
