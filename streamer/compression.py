@@ -12,7 +12,7 @@ Both algorithms frame their blocks as the HDF5 filters of the same name do (numb
 
 Bitshuffle keeps bit b of byte k of all elements together: a block of 8·m elements becomes the rows (k, b) of m bytes,
 in which bit i of byte g belongs to element 8·g + i. It is undone where the block lies in the first-level cache, 32
-groups at a time, in vector instructions (`_unshuffle_tile_code`): by the one that multiplies matrices of 8 × 8 bits
+groups at a time, in vector instructions (`_unshuffle_vectors_code`): by the one that multiplies matrices of 8 × 8 bits
 where there is one, else by three exchanges of bits between rows, the 8 × 8 bit transpose of Warren, Hacker's Delight,
 section 7-3. What numba makes of plain loops over the rows takes twice as long.
 
@@ -55,12 +55,9 @@ DEFAULT_BLOCK = 8192
 """Bytes per block: what DECTRIS detectors and the HDF5 bitshuffle filter use. Two such blocks fit a first-level cache
 of 32 kB; a stream without a header has no other way to say its block size."""
 
-CACHE_LINE = 64
-"""Bytes."""
-
-TILE, LANE = 32, 16
-"""Groups of eight elements that are unshuffled together: bytes in a vector, and in the parts of it within which
-processors put bytes side by side."""
+CACHE_LINE, VECTOR, LANE = 64, 32, 16
+"""Bytes in a cache line; in a vector, and so the groups of eight elements that are unshuffled together; in the parts of
+a vector within which processors put bytes side by side."""
 
 LARGEST_BLOCK = 0x7E000000
 """LZ4_MAX_INPUT_SIZE of lz4.h: larger blocks cannot be expressed in its C interface."""
@@ -292,10 +289,10 @@ def _transpose_bits(rows: Bytes) -> None:
         _exchange(rows[b], rows[b + 4], np.uint8(4), np.uint8(0x0F))
 
 
-def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups: Any, first: Any) -> Any:
-    """Undo bitshuffle for the TILE groups of eight elements that begin with group `first` of a block of `groups`.
+def _unshuffle_vectors_code(typing_context: Any, block: Any, elements: Any, groups: Any, first: Any) -> Any:
+    """Undo bitshuffle for the VECTOR groups of eight elements that begin with group `first` of a block of `groups`.
 
-    A row of a tile is a vector. The rows of a byte are put side by side, so that the eight bytes of a group lie
+    A row of these groups is a vector. The rows of a byte are put side by side, so that the eight bytes of a group lie
     together; where the processor can (GFNI), the 8 × 8 bits in them are transposed then by one instruction, elsewhere
     bits were exchanged between the rows before. Then the bytes of every element are put side by side in the same way.
     """
@@ -306,7 +303,7 @@ def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups:
             for kind, array in zip(signature.args[:2], arguments[:2], strict=True)
         )
         groups, first = arguments[2:]
-        planes, size, octets = signature.args[1].dtype.bitwidth // 8, first.type, ir.VectorType(ir.IntType(8), TILE)
+        planes, size, octets = signature.args[1].dtype.bitwidth // 8, first.type, ir.VectorType(ir.IntType(8), VECTOR)
         features = context.codegen().magic_tuple()[2]
         has_gfni = "+gfni" in features and "+avx2" in features
 
@@ -316,7 +313,7 @@ def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups:
 
         def exchange(rows: list[Any], distance: int, pattern: int) -> None:
             """Swap the bits `pattern << distance` of a row with the bits `pattern` of the one `distance` below."""
-            shift, mask = octets([distance] * TILE), octets([pattern] * TILE)
+            shift, mask = octets([distance] * VECTOR), octets([pattern] * VECTOR)
             for upper in (b for b in range(8) if not b & distance):
                 lower = upper + distance
                 differ = builder.and_(builder.xor(builder.lshr(rows[upper], shift), rows[lower]), mask)
@@ -325,7 +322,7 @@ def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups:
 
         def side_by_side(one: Any, other: Any, width: int) -> list[Any]:
             """Numbers of `width` bytes of both in turn: the first half of every LANE, and the second."""
-            kind, count, lane = ir.VectorType(ir.IntType(8 * width), TILE // width), TILE // width, LANE // width
+            kind, count, lane = ir.VectorType(ir.IntType(8 * width), VECTOR // width), VECTOR // width, LANE // width
             one, other = builder.bitcast(one, kind), builder.bitcast(other, kind)
             both = []
             for half in (0, lane // 2):
@@ -357,15 +354,15 @@ def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups:
                     exchange(rows, distance, pattern)
                 return joined([[one] for one in rows])
             kind = ir.FunctionType(octets, [octets, octets, ir.IntType(8)])
-            name = f"llvm.x86.vgf2p8affineqb.{8 * TILE}"
+            name = f"llvm.x86.vgf2p8affineqb.{8 * VECTOR}"
             multiply = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-            unit = octets([1 << i for i in range(8)] * (TILE // 8))
+            unit = octets([1 << i for i in range(8)] * (VECTOR // 8))
             # The instruction counts the rows of a matrix from the last.
             matrices = joined([[one] for one in reversed(rows)])
             return [builder.call(multiply, [unit, matrix, ir.IntType(8)(0)]) for matrix in matrices]
 
         for n, vector in enumerate(joined([transposed(plane) for plane in range(planes)])):
-            for at in range(0, TILE, LANE):
+            for at in range(0, VECTOR, LANE):
                 mask = ir.Constant(ir.VectorType(ir.IntType(32), LANE), list(range(at, at + LANE)))
                 part = builder.shuffle_vector(vector, vector, mask)
                 place = builder.add(builder.mul(builder.add(first, size(at)), size(8 * planes)), size(LANE * n))
@@ -376,7 +373,7 @@ def _unshuffle_tile_code(typing_context: Any, block: Any, elements: Any, groups:
     return types.void(block, elements, types.uintp, types.uintp), generate
 
 
-_unshuffle_tile: Any = intrinsic(_unshuffle_tile_code)
+_unshuffle_vectors: Any = intrinsic(_unshuffle_vectors_code)
 
 
 @_compiled
@@ -384,11 +381,11 @@ def _unshuffle(block: Bytes, elements: NDArray[Any], planes: Planes) -> None:
     """Undo bitshuffle.  block: (8·m·itemsize,) bytes; elements: (8·m,) unsigned."""
     cast_to = elements.dtype.type
     groups = elements.size // 8
-    in_tiles = groups // TILE * TILE
-    for g in range(0, in_tiles, TILE):
-        _unshuffle_tile(block, elements, np.uintp(groups), np.uintp(g))
+    in_vectors = groups // VECTOR * VECTOR
+    for g in range(0, in_vectors, VECTOR):
+        _unshuffle_vectors(block, elements, np.uintp(groups), np.uintp(g))
     rows = block.reshape(len(planes), 8, groups)
-    for g in range(in_tiles, groups):
+    for g in range(in_vectors, groups):
         for i in range(8):
             element = cast_to(0)
             for k in range(len(planes)):

@@ -65,19 +65,19 @@ class Publisher:
 
         The output's thread is not woken for a result, because more of them come in a batch; then `wake` it.
         """
-        quietly = isinstance(item, Result)
+        is_result = isinstance(item, Result)
         with self._written:
             self._given += 1
         with suppress(Closed):
-            if self.output.when_full == "wait" and isinstance(item, Result):
-                while not self._queue.put(item, timeout_s=POLL_S, quietly=quietly):
+            if self.output.when_full == "wait" and is_result:
+                while not self._queue.put(item, timeout_s=POLL_S, quietly=is_result):
                     if self._hurry.is_set():
                         self._count_lost([item])
                         return
                     self._on_wait()
             else:
                 may_go: Callable[[Publication], bool] = lambda held: not isinstance(held, Alarm)  # noqa: E731
-                self._count_lost(self._queue.put_evicting(item, may_go=may_go, may_grow=True, quietly=quietly))
+                self._count_lost(self._queue.put_evicting(item, may_go=may_go, may_grow=True, quietly=is_result))
                 while len(self._queue) > MOST_ALARMS:
                     self._count_lost([lost for lost in [self._queue.take(0.0)] if lost is not None])
 

@@ -276,7 +276,7 @@ class Saxs(Analysis):
             read = previous.read
         else:
             windows = {}
-            integrator = self._integrator(geometry)
+            integrator = self._integrator(geometry, series)
             rebinning = Rebinning(integrator.q * self._to_grid, self._grid)
             read = Reader(rebinning, self._q)
         nodata, saturation = (series.nodata, series.saturation) if series is not None else (None, None)
@@ -335,7 +335,7 @@ class Saxs(Analysis):
             setup.windows[key] = model.prepare(_reduction(setup, *key, self._grid.size))
         return setup.windows[key], limits
 
-    def _integrator(self, geometry: Geometry) -> Integrator:
+    def _integrator(self, geometry: Geometry, series: SeriesStart | None) -> Integrator:
         integrator = Integrator(
             geometry,
             bins=self.bins,
@@ -354,7 +354,7 @@ class Saxs(Analysis):
             q_range=[round(low, 4), round(high, 4)],
             unit=self.unit,
             bins=self.bins,
-            channel=self.channel,
+            channel=self.channel or next(iter(series.channels if series is not None else ()), None),
             model=self._card.name,
             model_range_covered=round(covered, 2),
         )
