@@ -136,7 +136,10 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    """Four digits, and of large numbers one behind the point: a resident set beyond 1000 MB may still grow by one."""
+    if not isinstance(value, float):
+        return value
+    return round(value, 1) if abs(value) >= 1000 else float(f"{value:.4g}")
 
 
 def _sentence(figures: Mapping[str, Any]) -> str:
